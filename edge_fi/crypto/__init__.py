@@ -1,0 +1,1 @@
+"""Keys, Noise handshakes and seals. Every random byte is an argument."""

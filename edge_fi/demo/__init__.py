@@ -1,0 +1,1 @@
+"""The demo: a federation of five devices that reads handwritten digits, with models trained beforehand."""

@@ -1,0 +1,311 @@
+"""The device machine: holds a session with the gateway, answers queries of one task with one model.
+
+Pure: every input is a method that takes `now` in microseconds, every output a list of effects. It
+never raises for hostile input. What it does with a query, by the query's state (rule R6):
+
+    new       window, open, verify, decode, fits the task  -> Infer, pending
+    pending   the same bytes again -> nothing              inferred -> sealed, or declined
+    sealed    the same bytes again -> the cached answer
+    declined  the same bytes again -> nothing
+
+Other bytes under a known seq are a conflict (R4). Window, cache and pending inferences belong to the
+session and die with it (R5). Not here: the model, the clock, the link, the tensor's meaning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_fi.crypto import seal
+from edge_fi.crypto.aead import seal as aead_seal
+from edge_fi.crypto.keys import Entropy
+from edge_fi.effects import Effect, Infer, Joined, Publish, Rejected, Ticket
+from edge_fi.errors import ProtocolError
+from edge_fi.messages import VOTE_FORMS, Array, Form, Task
+from edge_fi.replay import WINDOW
+from edge_fi.session import Identity, Joiner, Session
+from edge_fi.wire import frames, payloads, presence, topics, votes
+from edge_fi.wire.frames import QueryFrame, Type
+from edge_fi.wire.payloads import Hello, Welcome
+
+LONGEST_WAIT_BEFORE_REJOIN_MS = 60_000  # so that no gateway, however large, sends a fleet to sleep
+FIRST_REJOIN_WINDOW_MS = 1_000  # before any WELCOME has named one
+CHECK_EVERY_US = 1_000_000  # verifying a signature of an epoch that is not held: once a second
+PRESENCE_EVERY_US = 1_000_000  # correcting a wrong retained presence: no faster than this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelling:
+    """How a model's outputs and a task's labels correspond, and what answers may look like."""
+
+    task: Task
+    model: bytes
+    """8 bytes: BLAKE2b of the model file."""
+    classes: tuple[int, ...]
+    """The task's class of each of the model's outputs; a model may know only some."""
+    forms: frozenset[Form] = frozenset(VOTE_FORMS)
+    """Forms that the owner allows."""
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError("a model needs at least one class, each of them once")
+        if not all(0 <= label < self.task.classes for label in self.classes):
+            raise ValueError("a model's class is none of the task's")
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What is remembered of a query: not its tensor, or 1,024 of them would fill a small device."""
+
+    query_hash: bytes
+    settle: bytes
+    forms: frozenset[Form]
+    expires_us: int
+    state: str = "pending"
+    answer: bytes = b""
+
+
+class Device:
+    """One device. Give it to a pump, or to a simulator."""
+
+    def __init__(self, identity: Identity, labelling: Labelling, entropy: Entropy) -> None:
+        self.identity = identity
+        self.labelling = labelling
+        self._entropy = entropy
+        self._joiner = Joiner(identity, entropy)
+        federation, task = identity.federation, labelling.task
+        self._query_topic = topics.query(federation, task.number)
+        self._direct_topic = topics.to_device(federation, identity.id)
+        self._answer_topic = topics.from_device(federation, identity.id)
+        self._presence_topic = topics.presence(federation, identity.id)
+        self._gateway_topic = topics.gateway_state(federation)
+        self._is_connected = False
+        self._boot: int | None = None
+        self._rejoin_window_ms = FIRST_REJOIN_WINDOW_MS
+        self._sessions = 0
+        self._session: Session | None = None
+        self._epoch: seal.Epoch | None = None
+        self._floor = 0
+        self._highest = 0
+        self._asked: dict[int, _Asked] = {}
+        self._next_check_us = 0
+        self._next_presence_us = 0
+
+    @property
+    def subscriptions(self) -> list[str]:
+        """Topic filters; to be subscribed to on every connect, before `connected`."""
+        return [self._query_topic, self._direct_topic, self._gateway_topic, self._presence_topic]
+
+    @property
+    def will(self) -> Publish:
+        """What the broker shall say when this device is gone."""
+        return Publish(self._presence_topic, presence.LOST, qos=1, retain=True)
+
+    @property
+    def farewell(self) -> list[Effect]:
+        """What to say before leaving on purpose; the Will is not sent then."""
+        return [Publish(self._presence_topic, presence.DISCONNECTED, qos=1, retain=True)]
+
+    def next_deadline(self) -> int | None:
+        """When to call `tick`, in microseconds."""
+        return self._joiner.due_us if self._is_connected else None
+
+    def connected(self, *, now: int) -> list[Effect]:
+        """The link is up and every subscription is in place."""
+        self._is_connected = True
+        if self._session is not None:
+            return [self._presence(), self._ready(self._session)]
+        if self._joiner.is_waiting:
+            self._joiner.hasten(at=now)
+        else:
+            self._begin(at=now)
+        return [self._presence(), *self.tick(now=now)]
+
+    def disconnected(self, *, now: int) -> list[Effect]:
+        """The link is gone. The session stays: the gateway may never notice."""
+        self._is_connected = False
+        return []
+
+    def tick(self, *, now: int) -> list[Effect]:
+        """Time has come."""
+        hello = self._joiner.poll(now=now)
+        return [] if hello is None else [Publish(self._answer_topic, hello)]
+
+    def receive(self, topic: str, payload: bytes, *, now: int) -> list[Effect]:
+        """A message came. Drops what is not acceptable, with its reason."""
+        try:
+            if topic == self._gateway_topic:
+                return self._gateway_state(payload, now=now)
+            if topic == self._presence_topic:
+                return self._own_presence(payload, now=now)
+            kind = frames.parse_type(payload)
+            # The topic is no part of a query: both copies share one window (R3).
+            if kind is Type.QUERY and topic in (self._query_topic, self._direct_topic):
+                return self._query(payload, now=now)
+            if kind is Type.SETTLED and topic == self._query_topic:
+                return self._settled(payload)
+            if kind is Type.WELCOME and topic == self._direct_topic:
+                return self._welcome(payload)
+            raise ProtocolError("direction")
+        except ProtocolError as error:
+            return [Rejected(reason=error.reason)]
+
+    def inferred(self, ticket: Ticket, scores: Array | None, *, now: int) -> list[Effect]:
+        """The model's logits for a query, (model classes,), or None where it failed."""
+        asked = self._asked.get(ticket.seq)
+        session, epoch = self._session, self._epoch
+        if (
+            session is None
+            or epoch is None
+            or asked is None
+            or ticket.session != self._sessions
+            or asked.state != "pending"
+        ):
+            return [Rejected(reason="ticket", seq=ticket.seq)]
+        if now > asked.expires_us:
+            asked.state = "declined"
+            return [Rejected(reason="expired", seq=ticket.seq)]
+        form, code = self._vote(asked.forms, scores)
+        header = frames.build_session_header(
+            Type.ANSWER, session.number, session.index, ticket.seq, form
+        )
+        key = seal.answer_key(
+            session.keys.answer,
+            header,
+            epoch=epoch.number,
+            query_hash=asked.query_hash,
+            model=self.labelling.model,
+        )
+        # The key serves this one answer, and the state keeps it from being made twice.
+        asked.answer = header + aead_seal(code, key=key, nonce=0, header=header)
+        asked.state = "sealed"
+        return [Publish(self._answer_topic, asked.answer)]
+
+    def _query(self, payload: bytes, *, now: int) -> list[Effect]:
+        frame = frames.parse_query(payload)
+        session, epoch = self._session, self._epoch
+        if session is None or epoch is None or frame.epoch != epoch.number:
+            return self._unknown_epoch(frame, now=now)
+        if frame.seq < self._floor or frame.seq <= self._highest - WINDOW:
+            raise ProtocolError("stale")
+        query_hash = epoch.query_hash(payload)
+        asked = self._asked.get(frame.seq)
+        if asked is not None and asked.query_hash == query_hash:
+            return [Publish(self._answer_topic, asked.answer)] if asked.state == "sealed" else []
+        plaintext = epoch.open_query(frame.sealed, seq=frame.seq, header=frame.header)
+        identity = self.identity
+        seal.verify_query(identity.gateway_verify, identity.federation, frame.signed, frame.signature)
+        if asked is not None:
+            raise ProtocolError("conflict")
+        query = payloads.decode_query(plaintext)
+        if query.task != self.labelling.task.number or not query.tensor.fits(self.labelling.task):
+            raise ProtocolError("task")
+        expires_us = now + query.deadline_ms * 1000
+        self._remember(frame.seq, _Asked(query_hash, query.settle, query.forms, expires_us))
+        return [Infer(Ticket(self._sessions, frame.seq), query.tensor)]
+
+    def _unknown_epoch(self, frame: QueryFrame, *, now: int) -> list[Effect]:
+        """The gateway may have begun a new epoch without us; a stranger may also say so."""
+        if now < self._next_check_us:
+            raise ProtocolError("epoch")
+        self._next_check_us = now + CHECK_EVERY_US
+        identity = self.identity
+        seal.verify_query(identity.gateway_verify, identity.federation, frame.signed, frame.signature)
+        if not self._joiner.is_waiting:
+            self._begin(at=now + self._random_wait_us())
+        return [Rejected(reason="epoch", seq=frame.seq)]
+
+    def _settled(self, payload: bytes) -> list[Effect]:
+        epoch, seq, preimage = frames.parse_settled(payload)
+        asked = self._asked.get(seq)
+        if self._epoch is None or epoch != self._epoch.number or asked is None:
+            raise ProtocolError("unknown_query")
+        seal.check_settled(asked.settle, preimage, epoch, seq, self.identity.federation)
+        if asked.state == "pending":
+            asked.state = "declined"
+        return []
+
+    def _welcome(self, payload: bytes) -> list[Effect]:
+        session, welcome = self._joiner.finish(payload)
+        self._session = session
+        self._sessions += 1
+        self._begin_epoch(welcome)
+        return [Joined("gateway"), self._ready(session), self._presence()]
+
+    def _begin_epoch(self, welcome: Welcome) -> None:
+        self._boot = welcome.boot
+        self._rejoin_window_ms = min(welcome.rejoin_window_ms, LONGEST_WAIT_BEFORE_REJOIN_MS)
+        self._epoch = seal.Epoch.from_key(welcome.epoch, welcome.epoch_key)
+        self._floor = welcome.floor
+        self._highest = welcome.floor
+        self._asked = {}
+
+    def _gateway_state(self, payload: bytes, *, now: int) -> list[Effect]:
+        """Advisory: it can hasten a HELLO, and nothing else."""
+        boot = presence.parse_gateway_state(payload)
+        if boot is None:
+            return []
+        wait_us = self._random_wait_us()
+        if self._joiner.is_waiting:
+            self._joiner.hasten(at=now + wait_us)
+        elif boot != self._boot:
+            self._begin(at=now + wait_us)
+        return []
+
+    def _own_presence(self, payload: bytes, *, now: int) -> list[Effect]:
+        """The broker may hold an old Will, or somebody else's claim."""
+        own = self._presence()
+        if payload == own.payload or now < self._next_presence_us:
+            return []
+        self._next_presence_us = now + PRESENCE_EVERY_US
+        return [own]
+
+    def _begin(self, *, at: int) -> None:
+        task = self.labelling.task
+        hello = Hello(self.labelling.model, task.number, task.digest())
+        self._joiner.begin(payloads.encode_hello(hello), at=at)
+
+    def _ready(self, session: Session) -> Publish:
+        frame = session.seal(Type.READY, payloads.encode_ready(self.labelling.forms))
+        return Publish(self._answer_topic, frame)
+
+    def _presence(self) -> Publish:
+        state = presence.INIT if self._session is None else presence.READY
+        return Publish(self._presence_topic, state, qos=1, retain=True)
+
+    def _random_wait_us(self) -> int:
+        share = int.from_bytes(self._entropy(4), "big")
+        return self._rejoin_window_ms * 1000 * share >> 32
+
+    def _remember(self, seq: int, asked: _Asked) -> None:
+        self._asked[seq] = asked
+        if seq > self._highest:
+            self._highest = seq
+            for old in [old for old in self._asked if old <= seq - WINDOW]:
+                del self._asked[old]
+
+    def _vote(self, forms: frozenset[Form], scores: Array | None) -> tuple[Form, bytes]:
+        """The answer's form and code: the richest form that query and owner both allow."""
+        allowed = forms & self.labelling.forms
+        classes = self.labelling.classes
+        if (
+            not allowed
+            or scores is None
+            or scores.shape != (len(classes),)
+            or not np.isfinite(scores).all()
+        ):
+            return Form.ABSTAIN, b""
+        task = self.labelling.task
+        probabilities = spread(scores, classes, task.classes)
+        form = votes.cheapest_first(list(allowed), task.classes)[-1]
+        log_weight = float(np.log(probabilities.max()))
+        return form, votes.quantize(form, probabilities, log_weight, scale=task.log_weight)
+
+
+def spread(logits: Array, classes: Sequence[int], task_classes: int) -> Array:
+    """Softmax over the model's classes, at their places among the task's; 0 at the others."""
+    exponentials = np.exp(logits - logits.max())
+    probabilities = np.zeros(task_classes)
+    probabilities[list(classes)] = exponentials / exponentials.sum()
+    return probabilities

@@ -1,0 +1,69 @@
+"""What a machine wants done. A machine returns a list of these; the pump performs them in order."""
+
+from dataclasses import dataclass
+
+from edge_fi.messages import Outcome, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Send an MQTT message."""
+
+    topic: str
+    payload: bytes
+    qos: int = 0
+    retain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Names one inference, so that an answer to a question of a dead session finds no taker."""
+
+    session: int
+    """Counts a device's sessions since its start."""
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Infer:
+    """Run the model on this tensor and come back with `inferred(ticket, logits)`."""
+
+    ticket: Ticket
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand this outcome to whoever asked with this reference."""
+
+    reference: object
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """An input was dropped and nothing else changed. Counted by reason."""
+
+    reason: str
+    peer: str = ""
+    """Who the input claims to come from; empty where that is not known."""
+    seq: int = 0
+    """The query it claims to be about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A session with this peer has begun."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """A peer's presence, as the broker tells it: for logs, never trusted."""
+
+    peer: str
+    state: str
+
+
+Effect = Publish | Infer | Deliver | Rejected | Joined | Noticed

@@ -1,0 +1,160 @@
+"""One query's life at the gateway: who was asked, what became of each, and when it is over.
+
+The rules, all of them:
+
+    ASKED    --vote-->     COUNTED      while the round is open
+    ASKED    --abstain-->  DECLINED     while the round is open
+    ASKED    --settle-->   SILENCED     enough votes came; the others were told to stop
+    ASKED    --expire-->   MISSING      the deadline passed
+    MISSING  --vote | abstain-->  LATE  and so from SILENCED
+    anything else is refused as "duplicate", and changes nothing
+
+A round is open until `close`. It is complete when nobody awaited is still ASKED, or when stop_after
+votes are counted. A vote counts once and is never taken back. Pure: no clock, no I/O, no keys.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from edge_fi.errors import ProtocolError
+from edge_fi.messages import Fate, Form, Outcome, Status, Vote
+from edge_fi.voting.strategy import STRATEGIES, Strategy, aggregate
+
+Event = Literal["vote", "abstain", "settle", "expire"]
+
+TRANSITIONS: dict[tuple[Fate, Event], Fate] = {
+    (Fate.ASKED, "vote"): Fate.COUNTED,
+    (Fate.ASKED, "abstain"): Fate.DECLINED,
+    (Fate.ASKED, "settle"): Fate.SILENCED,
+    (Fate.ASKED, "expire"): Fate.MISSING,
+    (Fate.MISSING, "vote"): Fate.LATE,
+    (Fate.MISSING, "abstain"): Fate.LATE,
+    (Fate.SILENCED, "vote"): Fate.LATE,
+    (Fate.SILENCED, "abstain"): Fate.LATE,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPolicy:
+    """When a round is over, and how its votes are pooled."""
+
+    timeout_s: float = 2.0
+    """Longest wait, counted from publish."""
+    quorum: int = 1
+    """Votes without which there is no outcome."""
+    stop_after: int = 0
+    """Votes that are enough; 0 waits for everybody."""
+    reask_s: float = 0.5
+    """Silent devices are asked once more, each alone, after this long."""
+    strategy: str = "confidence"
+    """One of voting.strategy.STRATEGIES, or of those given to the gateway."""
+    forms: frozenset[Form] = frozenset({Form.LABEL})
+    """Forms that an answer may take. A device uses the richest that it can."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_s <= 86_400:
+            raise ValueError("timeout_s must be above 0 and at most a day")
+        if self.quorum < 1 or self.stop_after < 0 or self.reask_s <= 0:
+            raise ValueError("quorum must be 1 or more, stop_after 0 or more, reask_s above 0")
+        if 0 < self.stop_after < self.quorum:
+            raise ValueError("stop_after must be 0 or at least the quorum")
+        if not self.forms or Form.ABSTAIN in self.forms:
+            raise ValueError("forms must name at least one form that states a vote")
+
+
+class Round:
+    """The accounts of one query. Members go by their index in the roster."""
+
+    def __init__(
+        self,
+        *,
+        seq: int,
+        policy: RoundPolicy,
+        asked: Iterable[int],
+        awaited: Iterable[int],
+        opened_us: int,
+        strategy: Strategy | None = None,
+    ) -> None:
+        self.seq = seq
+        self.policy = policy
+        self.opened_us = opened_us
+        self.fates = dict.fromkeys(sorted(asked), Fate.ASKED)
+        self.votes: dict[int, Vote] = {}
+        self.is_open = True
+        self._awaited = set(awaited) & set(self.fates)
+        self._strategy = strategy or STRATEGIES[policy.strategy]
+
+    @property
+    def deadline_us(self) -> int:
+        """When the round closes at the latest."""
+        return self.opened_us + round(self.policy.timeout_s * 1_000_000)
+
+    @property
+    def reask_us(self) -> int:
+        """When silent devices are asked once more."""
+        return self.opened_us + round(self.policy.reask_s * 1_000_000)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether waiting longer is of no use."""
+        return not self._awaited or 0 < self.policy.stop_after <= len(self.votes)
+
+    def silent(self) -> list[int]:
+        """Indices of those asked of whom nothing came yet."""
+        return [index for index, fate in self.fates.items() if fate is Fate.ASKED]
+
+    def add(self, index: int, vote: Vote | None) -> Fate:
+        """Book one member's vote, or None for its abstention. Returns its new fate.
+
+        Raises ProtocolError("not_asked" | "duplicate"), and then nothing has changed.
+        """
+        if index not in self.fates:
+            raise ProtocolError("not_asked")
+        fate = TRANSITIONS.get((self.fates[index], "abstain" if vote is None else "vote"))
+        if fate is None:
+            raise ProtocolError("duplicate")
+        self.fates[index] = fate
+        self._awaited.discard(index)
+        if vote is not None and fate is Fate.COUNTED:
+            self.votes[index] = vote
+        return fate
+
+    def close(self, names: dict[int, str], *, now: int) -> Outcome:
+        """End the round: settled if it is complete, expired if not. names: index to id."""
+        event: Event = "settle" if self.is_complete else "expire"
+        for index in self.silent():
+            # Whoever was not awaited is missing even in a complete round: nobody told it to stop.
+            told = event if self.policy.stop_after else "expire"
+            self.fates[index] = TRANSITIONS[self.fates[index], told]
+        self.is_open = False
+        status = self._status()
+        fates = tuple((names[index], fate) for index, fate in self.fates.items())
+        votes = tuple(self.votes[index] for index in sorted(self.votes))
+        elapsed_us = now - self.opened_us
+        if status is not Status.ANSWERED:
+            return Outcome(
+                status=status, fates=fates, votes=votes, seq=self.seq, elapsed_us=elapsed_us
+            )
+        pooled = aggregate(votes, self._strategy)
+        label = int(pooled.argmax())
+        return Outcome(
+            status=status,
+            label=label,
+            probabilities=tuple(pooled.tolist()),
+            agreement=sum(vote.label == label for vote in votes) / len(votes),
+            strategy=self.policy.strategy,
+            fates=fates,
+            votes=votes,
+            seq=self.seq,
+            elapsed_us=elapsed_us,
+        )
+
+    def _status(self) -> Status:
+        if len(self.votes) >= self.policy.quorum:
+            return Status.ANSWERED
+        if not self.fates:
+            return Status.NO_MEMBERS
+        if Fate.DECLINED in self.fates.values() and Fate.MISSING not in self.fates.values():
+            return Status.ABSTAINED
+        return Status.NO_QUORUM

@@ -1,0 +1,1 @@
+"""From votes to one distribution: opinion pools, and the strategies that weigh them."""

@@ -1,0 +1,1 @@
+"""Bytes on the wire: topics, frames, vote codes. No keys, no state."""

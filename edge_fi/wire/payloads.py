@@ -1,0 +1,272 @@
+"""Plaintexts of the sealed frames. Integers are big-endian; tensor elements little-endian.
+
+Decoding accepts exactly what encoding makes: anything short, long or out of range raises
+DecodeError("payload"). A size is computed in Python integers before any byte is taken, so that huge
+dimensions cost nothing.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+
+from edge_fi.errors import DecodeError
+from edge_fi.messages import (
+    DTYPES,
+    MAX_CLASSES,
+    MAX_DEADLINE_MS,
+    MAX_RANK,
+    MAX_TENSOR_BYTES,
+    VOTE_FORMS,
+    Fate,
+    Form,
+    Outcome,
+    Query,
+    Status,
+    Tensor,
+)
+
+NO_LABEL = 0xFFFF
+_DTYPE_NAMES = tuple(DTYPES)
+
+_QUERY = struct.Struct(">BHI8s")
+_HELLO = struct.Struct(">8sB8s")
+_WELCOME = struct.Struct(">BIHII32s")
+_CLIENT_WELCOME = struct.Struct(">BIH")
+_ASK = struct.Struct(">BI")
+_OUTCOME = struct.Struct(">IBHHIIH")
+_PROBABILITY_STEPS = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A device's HELLO. A client's is empty."""
+
+    model: bytes
+    """8 bytes: BLAKE2b of the model file."""
+    task: int
+    task_digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """A device's WELCOME; a client's has no epoch."""
+
+    session: int
+    """0 to 15; names the session in every header."""
+    boot: int
+    """Names this run of the gateway; its retained state carries the same number."""
+    rejoin_window_ms: int
+    """When the gateway is back, wait a random part of this before HELLO."""
+    epoch: int = 0
+    floor: int = 0
+    """Lowest seq still open."""
+    epoch_key: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A client's query."""
+
+    task: int
+    deadline_ms: int
+    tensor: Tensor
+
+
+def encode_forms(forms: frozenset[Form]) -> int:
+    """Bit n stands for form n. ABSTAIN is always allowed and has no bit."""
+    return sum(1 << form for form in forms if form is not Form.ABSTAIN)
+
+
+def decode_forms(mask: int) -> frozenset[Form]:
+    """The forms known here; a bit of a later version is not an error."""
+    return frozenset(form for form in VOTE_FORMS if mask >> form & 1)
+
+
+def encode_query(query: Query) -> bytes:
+    """Plaintext of QUERY."""
+    mask = encode_forms(query.forms)
+    fixed = _QUERY.pack(query.task, mask, query.deadline_ms, query.settle)
+    return fixed + _encode_tensor(query.tensor)
+
+
+def decode_query(payload: bytes) -> Query:
+    """Inverse of encode_query."""
+    if len(payload) < _QUERY.size:
+        raise DecodeError("payload")
+    task, mask, deadline_ms, settle = _QUERY.unpack_from(payload)
+    if deadline_ms > MAX_DEADLINE_MS:
+        raise DecodeError("payload")
+    return Query(
+        task=task,
+        forms=decode_forms(mask),
+        deadline_ms=deadline_ms,
+        settle=settle,
+        tensor=_decode_tensor(payload, _QUERY.size),
+    )
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """Plaintext in a device's HELLO."""
+    return _HELLO.pack(hello.model, hello.task, hello.task_digest)
+
+
+def decode_hello(payload: bytes) -> Hello:
+    """Inverse of encode_hello."""
+    return Hello(*_unpack(_HELLO, payload))
+
+
+def encode_welcome(welcome: Welcome) -> bytes:
+    """Plaintext in WELCOME: the long form where it carries an epoch key."""
+    if not welcome.epoch_key:
+        return _CLIENT_WELCOME.pack(welcome.session, welcome.boot, welcome.rejoin_window_ms)
+    return _WELCOME.pack(
+        welcome.session,
+        welcome.boot,
+        welcome.rejoin_window_ms,
+        welcome.epoch,
+        welcome.floor,
+        welcome.epoch_key,
+    )
+
+
+def decode_welcome(payload: bytes, *, is_device: bool) -> Welcome:
+    """Inverse of encode_welcome, in the form of the receiver's role."""
+    if is_device:
+        session, boot, window_ms, epoch, floor, key = _unpack(_WELCOME, payload)
+    else:
+        session, boot, window_ms = _unpack(_CLIENT_WELCOME, payload)
+        epoch, floor, key = 0, 0, b""
+    if session > 15:
+        raise DecodeError("payload")
+    return Welcome(
+        session=session,
+        boot=boot,
+        rejoin_window_ms=window_ms,
+        epoch=epoch,
+        floor=floor,
+        epoch_key=key,
+    )
+
+
+def encode_ready(forms: frozenset[Form]) -> bytes:
+    """Plaintext of a device's READY: the forms it can answer in. A client's is empty."""
+    return encode_forms(forms).to_bytes(2, "big")
+
+
+def decode_ready(payload: bytes) -> frozenset[Form]:
+    """Inverse of encode_ready."""
+    if len(payload) != 2:
+        raise DecodeError("payload")
+    return decode_forms(int.from_bytes(payload, "big"))
+
+
+def encode_ask(ask: Ask) -> bytes:
+    """Plaintext of ASK."""
+    return _ASK.pack(ask.task, ask.deadline_ms) + _encode_tensor(ask.tensor)
+
+
+def decode_ask(payload: bytes) -> Ask:
+    """Inverse of encode_ask."""
+    if len(payload) < _ASK.size:
+        raise DecodeError("payload")
+    task, deadline_ms = _ASK.unpack_from(payload)
+    if not 1 <= deadline_ms <= MAX_DEADLINE_MS:
+        raise DecodeError("payload")
+    return Ask(task, deadline_ms, _decode_tensor(payload, _ASK.size))
+
+
+def encode_outcome(counter: int, outcome: Outcome) -> bytes:
+    """Plaintext of OUTCOME: what became of the ASK with this counter."""
+    steps = [math.floor(p * _PROBABILITY_STEPS + 0.5) for p in outcome.probabilities]
+    fixed = _OUTCOME.pack(
+        counter,
+        outcome.status,
+        NO_LABEL if outcome.label is None else outcome.label,
+        math.floor(outcome.agreement * _PROBABILITY_STEPS + 0.5),
+        outcome.seq,
+        min(outcome.elapsed_us, 0xFFFFFFFF),
+        len(steps),
+    )
+    return b"".join(
+        [
+            fixed,
+            struct.pack(f">{len(steps)}H", *steps),
+            _encode_name(outcome.strategy),
+            *(bytes([fate]) + _encode_name(device) for device, fate in outcome.fates),
+        ]
+    )
+
+
+def decode_outcome(payload: bytes) -> tuple[int, Outcome]:
+    """Inverse of encode_outcome, without votes."""
+    if len(payload) < _OUTCOME.size:
+        raise DecodeError("payload")
+    counter, status, label, agreement, seq, elapsed_us, classes = _OUTCOME.unpack_from(payload)
+    names_at = _OUTCOME.size + 2 * classes
+    if (
+        status not in list(Status)
+        or classes > MAX_CLASSES
+        or len(payload) < names_at
+        or (label != NO_LABEL and label >= classes)
+    ):
+        raise DecodeError("payload")
+    steps = struct.unpack_from(f">{classes}H", payload, _OUTCOME.size)
+    strategy, at = _decode_name(payload, names_at)
+    fates = []
+    while at < len(payload):
+        fate = payload[at]
+        if fate not in list(Fate):
+            raise DecodeError("payload")
+        device, at = _decode_name(payload, at + 1)
+        fates.append((device, Fate(fate)))
+    return counter, Outcome(
+        status=Status(status),
+        label=None if label == NO_LABEL else label,
+        probabilities=tuple(step / _PROBABILITY_STEPS for step in steps),
+        agreement=agreement / _PROBABILITY_STEPS,
+        strategy=strategy,
+        fates=tuple(fates),
+        seq=seq,
+        elapsed_us=elapsed_us,
+    )
+
+
+def _encode_name(name: str) -> bytes:
+    return bytes([len(name)]) + name.encode("ascii")
+
+
+def _decode_name(payload: bytes, at: int) -> tuple[str, int]:
+    """The name at this place and the place behind it."""
+    end = at + 1 + (payload[at] if at < len(payload) else 0)
+    name = payload[at + 1 : end]
+    if at >= len(payload) or end > len(payload) or not name.isascii():
+        raise DecodeError("payload")
+    return name.decode("ascii"), end
+
+
+def _encode_tensor(tensor: Tensor) -> bytes:
+    """dtype u8, rank u8, rank sizes u32, then the elements."""
+    shape = struct.pack(f">{len(tensor.shape)}I", *tensor.shape)
+    head = bytes([_DTYPE_NAMES.index(tensor.dtype), len(tensor.shape)])
+    return head + shape + tensor.content
+
+
+def _decode_tensor(payload: bytes, at: int) -> Tensor:
+    if len(payload) < at + 2:
+        raise DecodeError("payload")
+    code, rank = payload[at], payload[at + 1]
+    content_at = at + 2 + 4 * rank
+    if code >= len(_DTYPE_NAMES) or not 1 <= rank <= MAX_RANK or len(payload) < content_at:
+        raise DecodeError("payload")
+    shape = struct.unpack_from(f">{rank}I", payload, at + 2)
+    dtype = _DTYPE_NAMES[code]
+    needed = math.prod(shape) * DTYPES[dtype]
+    if not 0 < needed <= MAX_TENSOR_BYTES or len(payload) - content_at != needed:
+        raise DecodeError("payload")
+    return Tensor(dtype, shape, payload[content_at:])
+
+
+def _unpack(layout: struct.Struct, payload: bytes) -> tuple:  # type: ignore[type-arg]
+    if len(payload) != layout.size:
+        raise DecodeError("payload")
+    return layout.unpack(payload)

@@ -1,0 +1,123 @@
+"""Vote codes: a distribution over classes in 2 bytes, or a few more.
+
+All codes are absolute, so a vote means the same wherever it is read. `log_weight` is the device's
+claim for itself in nats, on the task's scale [low, high]:
+
+* label: `label | share 3 bits | weight 5 bits`, one big-endian integer of 2 bytes (3 above 256
+  classes). Share s stands for a top probability in the middle of the s-th eighth of [1/C, 1]; the
+  rest is spread evenly. With 16 classes or fewer this is a 12-bit code.
+* probs-b: weight u8, then b bits a class, class 0 first, the most significant bit first, padded with
+  zeros. Each is the probability relative to the greatest, in 2^b - 1 steps.
+* logits-8: weight u8, then u8 a class: log-probability below the greatest, in sixteenths of a nat;
+  254 is that or less, 255 is probability 0 (a class that the model does not know).
+* abstain: no bytes.
+
+Rounding is half up. Encoding needs finite input; the caller abstains otherwise.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from edge_fi.errors import DecodeError
+from edge_fi.messages import Array, Form
+
+SHARE_STEPS = 8
+LABEL_WEIGHT_STEPS = 31
+WEIGHT_STEPS = 255
+LOGIT_STEPS_PER_NAT = 16
+_UNKNOWN_CLASS = 255
+
+_BITS = {Form.PROBS_2: 2, Form.PROBS_3: 3, Form.PROBS_4: 4, Form.PROBS_6: 6, Form.PROBS_8: 8}
+
+
+def size(form: Form, classes: int) -> int:
+    """Bytes of a vote of this form."""
+    if form is Form.ABSTAIN:
+        return 0
+    if form is Form.LABEL:
+        return 2 if classes <= 256 else 3
+    if form is Form.LOGITS_8:
+        return 1 + classes
+    return 1 + (classes * _BITS[form] + 7) // 8
+
+
+def quantize(
+    form: Form, probabilities: Array, log_weight: float, *, scale: tuple[int, int]
+) -> bytes:
+    """Encode a vote. probabilities: (classes,), finite, sums to 1. scale: the task's log_weight."""
+    low, high = scale
+    weight = (min(max(log_weight, low), high) - low) / (high - low)
+    if form is Form.LABEL:
+        return _quantize_label(probabilities, weight)
+    leading = bytes([_round(weight * WEIGHT_STEPS)])
+    greatest = float(probabilities.max())
+    if form is Form.LOGITS_8:
+        with np.errstate(divide="ignore"):
+            below = np.log(greatest) - np.log(probabilities)
+        steps = np.minimum(np.floor(below * LOGIT_STEPS_PER_NAT + 0.5), _UNKNOWN_CLASS - 1)
+        codes = np.where(probabilities > 0, steps, _UNKNOWN_CLASS)
+        return leading + codes.astype(np.uint8).tobytes()
+    bits = _BITS[form]
+    codes = np.floor(probabilities / greatest * (2**bits - 1) + 0.5).astype(np.uint8)
+    planes = np.unpackbits(codes[:, None], axis=1)[:, 8 - bits :]
+    return leading + np.packbits(planes.reshape(-1)).tobytes()
+
+
+def dequantize(
+    form: Form, code: bytes, classes: int, *, scale: tuple[int, int]
+) -> tuple[Array, float]:
+    """Decode a vote of a form other than ABSTAIN: (classes,) probabilities and the log weight.
+
+    Raises DecodeError("vote") for a code that no encoder makes.
+    """
+    if len(code) != size(form, classes):
+        raise DecodeError("vote")
+    low, high = scale
+    if form is Form.LABEL:
+        value = int.from_bytes(code, "big")
+        label = value >> 8
+        if label >= classes:
+            raise DecodeError("vote")
+        top = 1 / classes + (1 - 1 / classes) * ((value >> 5 & 7) + 0.5) / SHARE_STEPS
+        probabilities = np.full(classes, (1 - top) / (classes - 1))
+        probabilities[label] = top
+        return probabilities, low + (high - low) * (value & 31) / LABEL_WEIGHT_STEPS
+    log_weight = low + (high - low) * code[0] / WEIGHT_STEPS
+    if form is Form.LOGITS_8:
+        steps = np.frombuffer(code, np.uint8, offset=1)
+        if steps.min() != 0:
+            raise DecodeError("vote")
+        likelihoods = np.exp(steps / -float(LOGIT_STEPS_PER_NAT))
+        likelihoods[steps == _UNKNOWN_CLASS] = 0.0
+    else:
+        likelihoods = _unpack(code, classes, _BITS[form])
+    return likelihoods / likelihoods.sum(), log_weight
+
+
+def cheapest_first(forms: Sequence[Form], classes: int) -> list[Form]:
+    """The same forms, by the bytes of a vote of so many classes."""
+    return sorted(forms, key=lambda form: (size(form, classes), form))
+
+
+def _quantize_label(probabilities: Array, weight: float) -> bytes:
+    classes = len(probabilities)
+    label = int(probabilities.argmax())
+    above_chance = (float(probabilities[label]) - 1 / classes) / (1 - 1 / classes)
+    share = min(max(math.floor(above_chance * SHARE_STEPS), 0), SHARE_STEPS - 1)
+    value = label << 8 | share << 5 | _round(weight * LABEL_WEIGHT_STEPS)
+    return value.to_bytes(size(Form.LABEL, classes), "big")
+
+
+def _unpack(code: bytes, classes: int, bits: int) -> Array:
+    stream = np.unpackbits(np.frombuffer(code, np.uint8, offset=1))
+    used, padding = stream[: classes * bits], stream[classes * bits :]
+    values = used.reshape(classes, bits) @ (1.0 * 2 ** np.arange(bits - 1, -1, -1))
+    if padding.any() or values.max() != 2**bits - 1:
+        raise DecodeError("vote")
+    return np.asarray(values, np.float64)
+
+
+def _round(value: float) -> int:
+    return math.floor(value + 0.5)
