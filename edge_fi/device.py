@@ -167,9 +167,7 @@ class Device:
             asked.state = "declined"
             return [Rejected(reason="expired", seq=ticket.seq)]
         form, code = self._vote(asked.forms, scores)
-        header = frames.build_session_header(
-            Type.ANSWER, session.number, session.index, ticket.seq, form
-        )
+        header = frames.build_session_header(Type.ANSWER, session.number, session.index, ticket.seq, form)
         key = seal.answer_key(
             session.keys.answer,
             header,
@@ -227,6 +225,8 @@ class Device:
         return []
 
     def _welcome(self, payload: bytes) -> list[Effect]:
+        if self._session is not None and payload == self._session.welcome:
+            return [self._ready(self._session)]  # the gateway has not heard us
         session, welcome = self._joiner.finish(payload)
         self._session = session
         self._sessions += 1
@@ -289,12 +289,7 @@ class Device:
         """The answer's form and code: the richest form that query and owner both allow."""
         allowed = forms & self.labelling.forms
         classes = self.labelling.classes
-        if (
-            not allowed
-            or scores is None
-            or scores.shape != (len(classes),)
-            or not np.isfinite(scores).all()
-        ):
+        if not allowed or scores is None or scores.shape != (len(classes),) or not np.isfinite(scores).all():
             return Form.ABSTAIN, b""
         task = self.labelling.task
         probabilities = spread(scores, classes, task.classes)

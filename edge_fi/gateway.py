@@ -31,6 +31,8 @@ MISSED_UNTIL_SILENT = 3  # rounds in a row without a sign; such a member is aske
 REJOIN_MS_PER_MEMBER = 5  # a handshake costs the gateway under a millisecond
 LEAST_REJOIN_WINDOW_MS = 100
 OUTCOMES_KEPT = 64  # a client's latest asks, by counter: a resent ASK gets the same OUTCOME frame
+WELCOME_AGAIN_US = (1_000_000, 4_000_000, 16_000_000)
+"""A WELCOME that no frame answers is resent after these waits: READY may have been lost."""
 MAX_SEQ = 0xFFFFFFFF
 
 
@@ -96,7 +98,8 @@ class Gateway:
         self._asks: dict[int, dict[int, bytes]] = {}
         """Per client: ask counter to the OUTCOME frame, empty while the round is open."""
         self._wakes: list[tuple[int, int, int]] = []
-        """Heap of (time, task, seq) at which a round wants a look."""
+        """Heap of (time, task, seq) at which a round wants a look; task 0 stands for a member's
+        pending session, with its index for the seq."""
         self._gateway_topic = topics.gateway_state(identity.federation)
 
     @property
@@ -183,6 +186,9 @@ class Gateway:
         effects: list[Effect] = []
         while self._wakes and self._wakes[0][0] <= now:
             due_us, task, seq = heapq.heappop(self._wakes)
+            if not task:
+                effects += self._welcome_again(self._peers[seq])
+                continue
             asked = self._epochs[task].open.get(seq)
             if asked is None:
                 continue
@@ -208,7 +214,7 @@ class Gateway:
             if kind is Type.ANSWER and level == "a":
                 return self._answer(peer, payload, now=now)
             if kind is Type.HELLO:
-                return self._hello(peer, payload)
+                return self._hello(peer, payload, now=now)
             if kind is Type.READY:
                 return self._ready(peer, payload)
             if kind is Type.ASK and level == "ca":
@@ -255,14 +261,10 @@ class Gateway:
             if code:
                 raise DecodeError("vote")
             return None
-        probabilities, log_weight = votes.dequantize(
-            form, code, task.classes, scale=task.log_weight
-        )
-        return Vote(
-            device=member.id, probabilities=probabilities, log_weight=log_weight, form=form
-        )
+        probabilities, log_weight = votes.dequantize(form, code, task.classes, scale=task.log_weight)
+        return Vote(device=member.id, probabilities=probabilities, log_weight=log_weight, form=form)
 
-    def _hello(self, peer: Peer, payload: bytes) -> list[Effect]:
+    def _hello(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
         body, handshake = peer.read_hello(payload, entropy=self._entropy)
         if isinstance(handshake, Session):
             return [Publish(self._topic_to(peer), handshake.welcome)]
@@ -271,6 +273,7 @@ class Gateway:
             session=peer.next_number(), boot=self._boot, rejoin_window_ms=self._rejoin_window_ms
         )
         if member.role == "client":
+            # Its resent HELLO and its ASK do what READY does for a device.
             session = peer.welcome(payload, handshake, welcome)
             return [Publish(self._topic_to(peer), session.welcome)]
         hello = payloads.decode_hello(body)
@@ -278,11 +281,15 @@ class Gateway:
         if epoch is None or epoch.task.digest() != hello.task_digest:
             # Authentic, and still of no use: its task file and ours differ.
             raise ProtocolError("task_mismatch")
-        welcome = replace(
-            welcome, epoch=epoch.keys.number, floor=epoch.floor, epoch_key=epoch.key
-        )
+        welcome = replace(welcome, epoch=epoch.keys.number, floor=epoch.floor, epoch_key=epoch.key)
         session = peer.welcome(payload, handshake, welcome, task=hello.task, model=hello.model)
+        for wait_us in WELCOME_AGAIN_US:
+            heapq.heappush(self._wakes, (now + wait_us, 0, member.index))
         return [Publish(self._topic_to(peer), session.welcome)]
+
+    def _welcome_again(self, peer: Peer) -> list[Effect]:
+        latest = peer.latest_pending
+        return [] if latest is None else [Publish(self._topic_to(peer), latest.welcome)]
 
     def _ready(self, peer: Peer, payload: bytes) -> list[Effect]:
         frame = self._session_frame(peer, payload)
@@ -318,9 +325,7 @@ class Gateway:
         try:
             ask = payloads.decode_ask(body)
             policy = self._policy_within(ask.deadline_ms)
-            return effects + self.ask(
-                ask.task, ask.tensor, reference=reference, now=now, policy=policy
-            )
+            return effects + self.ask(ask.task, ask.tensor, reference=reference, now=now, policy=policy)
         except (ProtocolError, ValueError):
             return effects + self._deliver(reference, Outcome(status=Status.REFUSED))
 

@@ -113,9 +113,7 @@ class Tensor:
     def fits(self, task: Task) -> bool:
         """Whether this is an input of the task."""
         return (
-            self.dtype == task.dtype
-            and self.shape == task.shape
-            and len(self.content) == task.tensor_bytes
+            self.dtype == task.dtype and self.shape == task.shape and len(self.content) == task.tensor_bytes
         )
 
 

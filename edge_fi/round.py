@@ -133,9 +133,7 @@ class Round:
         votes = tuple(self.votes[index] for index in sorted(self.votes))
         elapsed_us = now - self.opened_us
         if status is not Status.ANSWERED:
-            return Outcome(
-                status=status, fates=fates, votes=votes, seq=self.seq, elapsed_us=elapsed_us
-            )
+            return Outcome(status=status, fates=fates, votes=votes, seq=self.seq, elapsed_us=elapsed_us)
         pooled = aggregate(votes, self._strategy)
         label = int(pooled.argmax())
         return Outcome(

@@ -100,9 +100,7 @@ class Session:
         """The payload of such a frame, once. Raises ProtocolError."""
         window = self._windows.setdefault(kind, ReplayWindow())
         window.check(frame.number)
-        payload = open_sealed(
-            frame.sealed, key=self._key(kind), nonce=frame.number, header=frame.header
-        )
+        payload = open_sealed(frame.sealed, key=self._key(kind), nonce=frame.number, header=frame.header)
         window.accept(frame.number)
         return payload
 
@@ -186,7 +184,7 @@ class Joiner:
         keys = SessionKeys.from_transport(*self._handshake.split())
         self._handshake = None
         self.due_us = None
-        return Session(welcome.session, parsed.index, keys), welcome
+        return Session(welcome.session, parsed.index, keys, welcome=frame), welcome
 
 
 class Peer:
@@ -205,12 +203,11 @@ class Peer:
 
     def read_hello(self, frame: bytes, *, entropy: Entropy) -> tuple[bytes, HandshakeKK | Session]:
         """The payload of a new HELLO and the handshake to answer it with, or the session that these
-        very bytes began before. Raises ProtocolError."""
+        very bytes began before. Raises ProtocolError.
+        """
         parsed = frames.parse_handshake(frame)
         # One Diffie-Hellman a member and run, whatever strangers send.
-        self._mac_key = self._mac_key or hello_key(
-            self._identity.static, self.member.public, self._prologue
-        )
+        self._mac_key = self._mac_key or hello_key(self._identity.static, self.member.public, self._prologue)
         check_hello_mac(self._mac_key, parsed.maced, parsed.mac)
         if self.current is not None and self.current.hello == frame:
             raise ProtocolError("replay")
@@ -258,6 +255,11 @@ class Peer:
         self._next_number = (welcome.session + 1) % SESSION_NUMBERS
         return session
 
+    @property
+    def latest_pending(self) -> Session | None:
+        """The newest session under which nothing has opened yet."""
+        return self._pending[-1] if self._pending else None
+
     def find(self, number: int) -> Session:
         """The live session of this number. Raises ProtocolError("session")."""
         for session in self._live():
@@ -269,7 +271,8 @@ class Peer:
         """A frame opened under this session: it is the current one. Whether it was not before."""
         if session is self.current:
             return False
-        self._pending = [other for other in self._pending if other is not session]
+        # What was begun before this session will not be finished by a member that has this one.
+        self._pending = self._pending[self._pending.index(session) + 1 :]
         self.current = session
         return True
 

@@ -14,7 +14,8 @@ _ZEROS = bytes(12)
 
 def seal(plaintext: bytes, *, key: bytes, nonce: int, header: bytes) -> bytes:
     """Ciphertext and tag. nonce: an integer, laid out as Noise does: 4 zeros, then 8 bytes,
-    little-endian. A (key, nonce) pair must never seal two plaintexts."""
+    little-endian. A (key, nonce) pair must never seal two plaintexts.
+    """
     return crypto_aead_chacha20poly1305_ietf_encrypt(plaintext, header, _nonce(nonce), key)
 
 

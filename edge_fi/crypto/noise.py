@@ -96,9 +96,7 @@ class HandshakeKK:
         chaining_key, key = self._chaining_key, b""
         for token in tokens:
             initiators, responders = _TOKENS[token]
-            mine, theirs = (
-                (initiators, responders) if self._initiator else (responders, initiators)
-            )
+            mine, theirs = (initiators, responders) if self._initiator else (responders, initiators)
             shared = dh(self._mine[mine].private, self._theirs[theirs])
             chaining_key, key = _hkdf(chaining_key, shared)
         return chaining_key, key[:KEY_BYTES]

@@ -93,9 +93,7 @@ class SessionKeys:
         )
 
 
-def answer_key(
-    session_key: bytes, header: bytes, *, epoch: int, query_hash: bytes, model: bytes
-) -> bytes:
+def answer_key(session_key: bytes, header: bytes, *, epoch: int, query_hash: bytes, model: bytes) -> bytes:
     """The key of one answer: bound to its header, to the exact query and to the model."""
     context = header + epoch.to_bytes(4, "big") + query_hash + model
     return derive(session_key, b"fi1 answer key", context)
@@ -108,9 +106,7 @@ def settle_preimage(secret: bytes, epoch: int, seq: int) -> bytes:
 
 def settle_digest(preimage: bytes, epoch: int, seq: int, federation: str) -> bytes:
     """8 bytes that travel in the query and recognise the preimage."""
-    return derive(
-        preimage, b"fi1 settled", _place(epoch, seq) + name_in(federation), DIGEST_BYTES
-    )
+    return derive(preimage, b"fi1 settled", _place(epoch, seq) + name_in(federation), DIGEST_BYTES)
 
 
 def check_settled(digest: bytes, preimage: bytes, epoch: int, seq: int, federation: str) -> None:

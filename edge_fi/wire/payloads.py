@@ -245,7 +245,7 @@ def _decode_name(payload: bytes, at: int) -> tuple[str, int]:
 
 
 def _encode_tensor(tensor: Tensor) -> bytes:
-    """dtype u8, rank u8, rank sizes u32, then the elements."""
+    """Dtype u8, rank u8, rank sizes u32, then the elements."""
     shape = struct.pack(f">{len(tensor.shape)}I", *tensor.shape)
     head = bytes([_DTYPE_NAMES.index(tensor.dtype), len(tensor.shape)])
     return head + shape + tensor.content

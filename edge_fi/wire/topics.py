@@ -18,9 +18,7 @@ _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,23}")
 def check_federation(federation: str) -> str:
     """Returns the name, or raises ValueError saying which names are allowed."""
     if not _FEDERATION.fullmatch(federation):
-        raise ValueError(
-            f"federation {federation!r} must be 1 to 16 of the characters a-z, 0-9 and '-'"
-        )
+        raise ValueError(f"federation {federation!r} must be 1 to 16 of the characters a-z, 0-9 and '-'")
     return federation
 
 

@@ -43,9 +43,7 @@ def size(form: Form, classes: int) -> int:
     return 1 + (classes * _BITS[form] + 7) // 8
 
 
-def quantize(
-    form: Form, probabilities: Array, log_weight: float, *, scale: tuple[int, int]
-) -> bytes:
+def quantize(form: Form, probabilities: Array, log_weight: float, *, scale: tuple[int, int]) -> bytes:
     """Encode a vote. probabilities: (classes,), finite, sums to 1. scale: the task's log_weight."""
     low, high = scale
     weight = (min(max(log_weight, low), high) - low) / (high - low)
@@ -65,9 +63,7 @@ def quantize(
     return leading + np.packbits(planes.reshape(-1)).tobytes()
 
 
-def dequantize(
-    form: Form, code: bytes, classes: int, *, scale: tuple[int, int]
-) -> tuple[Array, float]:
+def dequantize(form: Form, code: bytes, classes: int, *, scale: tuple[int, int]) -> tuple[Array, float]:
     """Decode a vote of a form other than ABSTAIN: (classes,) probabilities and the log weight.
 
     Raises DecodeError("vote") for a code that no encoder makes.

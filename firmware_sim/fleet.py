@@ -1,0 +1,170 @@
+"""A fleet: machines, a broker's rules and links, under one virtual clock.
+
+Each node is the product's own machine; this pump performs its effects as production's does. The
+broker here keeps MQTT's rules for what the machines use: topic filters, retained messages, Wills.
+QoS 1 is taken as a promise between broker and node, so such messages are never lost on a link.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+from edge_fi.effects import Deliver, Effect, Infer, Publish, Rejected, Ticket
+from edge_fi.messages import Array, Outcome, Tensor
+from firmware_sim.clock import Clock
+from firmware_sim.link import PERFECT, Link
+from firmware_sim.stream import Stream
+
+Model = Callable[[Tensor], Array | None]
+
+
+class Machine(Protocol):
+    """What every machine has."""
+
+    @property
+    def subscriptions(self) -> list[str]: ...
+    @property
+    def will(self) -> Publish | None: ...
+    def next_deadline(self) -> int | None: ...
+    def connected(self, *, now: int) -> list[Effect]: ...
+    def disconnected(self, *, now: int) -> list[Effect]: ...
+    def tick(self, *, now: int) -> list[Effect]: ...
+    def receive(self, topic: str, payload: bytes, *, now: int) -> list[Effect]: ...
+
+
+class Node:
+    """A machine with its link and its model."""
+
+    def __init__(self, name: str, machine: Machine, link: Link, model: Model | None, infer_us: int) -> None:
+        self.name = name
+        self.machine = machine
+        self.link = link
+        self.model = model
+        self.infer_us = infer_us
+        self.is_connected = False
+        self.outcomes: dict[object, Outcome] = {}
+        self.rejected: Counter[str] = Counter()
+        self.effects: list[Effect] = []
+        """Everything the machine ever wanted done, in order."""
+
+
+class Fleet:
+    """Nodes around one broker."""
+
+    def __init__(self, seed: str = "fleet") -> None:
+        self.clock = Clock()
+        self.nodes: dict[str, Node] = {}
+        self.published: list[tuple[str, bytes]] = []
+        """Everything the broker ever saw, in order."""
+        self._stream = Stream(seed)
+        self._retained: dict[str, bytes] = {}
+
+    def add(
+        self,
+        name: str,
+        machine: Machine,
+        *,
+        link: Link = PERFECT,
+        model: Model | None = None,
+        infer_us: int = 0,
+    ) -> Node:
+        """A node, not yet connected."""
+        node = self.nodes[name] = Node(name, machine, link, model, infer_us)
+        return node
+
+    def connect(self, name: str) -> None:
+        """The node's link comes up: retained messages first, then `connected`."""
+        node = self.nodes[name]
+        node.is_connected = True
+        self.perform(node, node.machine.connected(now=self.clock.now))
+        for topic, payload in list(self._retained.items()):
+            if any(matches(f, topic) for f in node.machine.subscriptions):
+                self._deliver(node, topic, payload, reliable=True)
+
+    def disconnect(self, name: str, *, is_clean: bool = False) -> None:
+        """The node's link goes down; unless that is clean, the broker says its Will."""
+        node = self.nodes[name]
+        node.is_connected = False
+        will = node.machine.will
+        if will is not None and not is_clean:
+            self.publish(will)
+        self.perform(node, node.machine.disconnected(now=self.clock.now))
+
+    def restart_broker(self) -> None:
+        """Every link drops and what was retained is gone; nobody's Will is said."""
+        for node in self.nodes.values():
+            if node.is_connected:
+                self.disconnect(node.name, is_clean=True)
+        self._retained.clear()
+
+    def publish(self, message: Publish, *, link: Link = PERFECT) -> None:
+        """A message reaches the broker, over this link, and goes on to whoever subscribed."""
+        for delay in link.delays(self._stream) if message.qos == 0 else [link.delay_us]:
+            self.clock.at(self.clock.now + delay, lambda: self._route(message))
+
+    def perform(self, node: Node, effects: list[Effect]) -> None:
+        """Do what a machine wants done, in order."""
+        for effect in effects:
+            node.effects.append(effect)
+            match effect:
+                case Publish() if node.is_connected:
+                    self.publish(effect, link=node.link)
+                case Infer(ticket=ticket, tensor=tensor):
+                    self._infer(node, ticket, tensor)
+                case Deliver(reference=reference, outcome=outcome):
+                    node.outcomes[reference] = outcome
+                case Rejected(reason=reason):
+                    node.rejected[reason] += 1
+                case _:
+                    pass
+        self._wake(node)
+
+    def run(self, seconds: float) -> None:
+        """Let this much virtual time pass."""
+        self.clock.run(self.clock.now + round(seconds * 1_000_000))
+
+    def _infer(self, node: Node, ticket: Ticket, tensor: Tensor) -> None:
+        def finish() -> None:
+            machine, model = node.machine, node.model
+            if model is not None and hasattr(machine, "inferred"):
+                effects = machine.inferred(ticket, model(tensor), now=self.clock.now)
+                self.perform(node, effects)
+
+        self.clock.at(self.clock.now + node.infer_us, finish)
+
+    def _wake(self, node: Node) -> None:
+        due = node.machine.next_deadline()
+        if due is None:
+            return
+
+        def tick() -> None:
+            wanted = node.machine.next_deadline()
+            if wanted is not None and wanted <= self.clock.now:
+                self.perform(node, node.machine.tick(now=self.clock.now))
+
+        self.clock.at(due, tick)
+
+    def _route(self, message: Publish) -> None:
+        self.published.append((message.topic, message.payload))
+        if message.retain:
+            self._retained[message.topic] = message.payload
+        for node in self.nodes.values():
+            if any(matches(f, message.topic) for f in node.machine.subscriptions):
+                self._deliver(node, message.topic, message.payload, reliable=message.qos > 0)
+
+    def _deliver(self, node: Node, topic: str, payload: bytes, *, reliable: bool) -> None:
+        def arrive() -> None:
+            if node.is_connected:
+                effects = node.machine.receive(topic, payload, now=self.clock.now)
+                self.perform(node, effects)
+
+        for delay in [node.link.delay_us] if reliable else node.link.delays(self._stream):
+            self.clock.at(self.clock.now + delay, arrive)
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """MQTT 3.1.1 section 4.7, without `#`: no machine subscribes to it."""
+    wanted, levels = topic_filter.split("/"), topic.split("/")
+    return len(wanted) == len(levels) and all(
+        one in ("+", other) for one, other in zip(wanted, levels, strict=True)
+    )
