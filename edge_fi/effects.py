@@ -1,6 +1,7 @@
 """What a machine wants done. A machine returns a list of these; the pump performs them in order."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from edge_fi.messages import Outcome, Tensor
 
@@ -67,3 +68,34 @@ class Noticed:
 
 
 Effect = Publish | Infer | Deliver | Rejected | Joined | Noticed
+
+
+class Machine(Protocol):
+    """What a pump drives. `now` is microseconds of a clock that never goes back."""
+
+    @property
+    def subscriptions(self) -> list[str]:
+        """Topic filters; to be subscribed to on every connect, before `connected`."""
+
+    @property
+    def will(self) -> Publish | None:
+        """What the broker shall say when this machine is gone."""
+
+    @property
+    def farewell(self) -> list[Effect]:
+        """What to say before leaving on purpose; the Will is not sent then."""
+
+    def next_deadline(self) -> int | None:
+        """When to call `tick`."""
+
+    def connected(self, *, now: int) -> list[Effect]:
+        """The link is up and every subscription is in place."""
+
+    def disconnected(self, *, now: int) -> list[Effect]:
+        """The link is gone."""
+
+    def tick(self, *, now: int) -> list[Effect]:
+        """Time has come."""
+
+    def receive(self, topic: str, payload: bytes, *, now: int) -> list[Effect]:
+        """A message came. Drops what is not acceptable, with its reason."""

@@ -7,29 +7,14 @@ QoS 1 is taken as a promise between broker and node, so such messages are never 
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
 
-from edge_fi.effects import Deliver, Effect, Infer, Publish, Rejected, Ticket
+from edge_fi.effects import Deliver, Effect, Infer, Machine, Publish, Rejected, Ticket
 from edge_fi.messages import Array, Outcome, Tensor
 from firmware_sim.clock import Clock
 from firmware_sim.link import PERFECT, Link
 from firmware_sim.stream import Stream
 
 Model = Callable[[Tensor], Array | None]
-
-
-class Machine(Protocol):
-    """What every machine has."""
-
-    @property
-    def subscriptions(self) -> list[str]: ...
-    @property
-    def will(self) -> Publish | None: ...
-    def next_deadline(self) -> int | None: ...
-    def connected(self, *, now: int) -> list[Effect]: ...
-    def disconnected(self, *, now: int) -> list[Effect]: ...
-    def tick(self, *, now: int) -> list[Effect]: ...
-    def receive(self, topic: str, payload: bytes, *, now: int) -> list[Effect]: ...
 
 
 class Node:
