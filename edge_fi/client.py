@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edge_fi.crypto.keys import Entropy
 from edge_fi.effects import Deliver, Effect, Joined, Publish, Rejected
 from edge_fi.errors import ProtocolError
-from edge_fi.messages import Outcome, Status, Task, Tensor
+from edge_fi.messages import MAX_DEADLINE_MS, Outcome, Status, Task, Tensor
 from edge_fi.session import Identity, Joiner, Session
 from edge_fi.wire import frames, payloads, presence, topics
 from edge_fi.wire.frames import Type
@@ -89,8 +89,10 @@ class Client:
     ) -> list[Effect]:
         """Put a query to the gateway. The outcome comes as Deliver(reference, ...).
 
-        Raises ValueError for a tensor that is not the task's.
+        Raises ValueError for a tensor that is not the task's, and for a deadline beyond a day.
         """
+        if not 1 <= deadline_ms <= MAX_DEADLINE_MS:
+            raise ValueError(f"deadline_ms must be 1 to {MAX_DEADLINE_MS}")
         if not tensor.fits(task):
             raise ValueError(f"task {task.name} takes {task.dtype} {list(task.shape)}")
         if len(self._open) >= MAX_OPEN:
@@ -104,11 +106,15 @@ class Client:
     def tick(self, *, now: int) -> list[Effect]:
         """Time has come: resend what is not answered, give up what is overdue."""
         effects: list[Effect] = []
-        for asked in [asked for asked in self._open if asked.expires_us <= now]:
+        overdue = [asked for asked in self._open if asked.expires_us <= now]
+        for asked in overdue:
             self._open.remove(asked)
             effects.append(Deliver(asked.reference, Outcome(status=Status.UNREACHABLE)))
         if not self._is_connected:
             return effects
+        if any(asked.frame for asked in overdue) and not self._joiner.is_waiting:
+            # The gateway may not hold our session any more, and has no way to tell us so.
+            self._joiner.begin(b"", at=now)
         hello = self._joiner.poll(now=now)
         if hello is not None:
             effects.append(Publish(self._send_topic, hello))

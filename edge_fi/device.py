@@ -32,6 +32,8 @@ from edge_fi.wire.payloads import Hello, Welcome
 LONGEST_WAIT_BEFORE_REJOIN_MS = 60_000  # so that no gateway, however large, sends a fleet to sleep
 FIRST_REJOIN_WINDOW_MS = 1_000  # before any WELCOME has named one
 CHECK_EVERY_US = 1_000_000  # verifying a signature of an epoch that is not held: once a second
+FIRST_DOUBT_US = 1_000_000  # after a rejoin that a hint caused for nothing, hints rest this long, ...
+LONGEST_DOUBT_US = 30_000_000  # ... then twice as long, up to this: each rejoin costs what is being inferred
 PRESENCE_EVERY_US = 1_000_000  # correcting a wrong retained presence: no faster than this
 
 
@@ -82,6 +84,10 @@ class Device:
         self._gateway_topic = topics.gateway_state(federation)
         self._is_connected = False
         self._boot: int | None = None
+        self._announced: int | None = None
+        """The latest boot that the gateway's presence named since the last WELCOME."""
+        self._doubt_us = 0
+        self._hints_from_us = 0
         self._rejoin_window_ms = FIRST_REJOIN_WINDOW_MS
         self._sessions = 0
         self._session: Session | None = None
@@ -146,7 +152,7 @@ class Device:
             if kind is Type.SETTLED and topic == self._query_topic:
                 return self._settled(payload)
             if kind is Type.WELCOME and topic == self._direct_topic:
-                return self._welcome(payload)
+                return self._welcome(payload, now=now)
             raise ProtocolError("direction")
         except ProtocolError as error:
             return [Rejected(reason=error.reason)]
@@ -210,8 +216,8 @@ class Device:
         self._next_check_us = now + CHECK_EVERY_US
         identity = self.identity
         seal.verify_query(identity.gateway_verify, identity.federation, frame.signed, frame.signature)
-        if not self._joiner.is_waiting:
-            self._begin(at=now + self._random_wait_us())
+        # Proven to be the gateway's, but perhaps of an epoch long past, and replayed.
+        self._hint(now=now)
         return [Rejected(reason="epoch", seq=frame.seq)]
 
     def _settled(self, payload: bytes) -> list[Effect]:
@@ -224,13 +230,21 @@ class Device:
             asked.state = "declined"
         return []
 
-    def _welcome(self, payload: bytes) -> list[Effect]:
+    def _welcome(self, payload: bytes, *, now: int) -> list[Effect]:
         if self._session is not None and payload == self._session.welcome:
             return [self._ready(self._session)]  # the gateway has not heard us
+        if not self._joiner.is_waiting:
+            # Old HELLOs of ours, replayed, can have cost the gateway the session that we hold.
+            self._hint(now=now)
+            raise ProtocolError("unexpected")
         session, welcome = self._joiner.finish(payload)
         self._session = session
         self._sessions += 1
+        self._weigh_hints(welcome.boot, now=now)
         self._begin_epoch(welcome)
+        if self._announced not in (None, welcome.boot):
+            self._hint(now=now)  # the gateway may have begun anew since it sent this
+        self._announced = None
         return [Joined("gateway"), self._ready(session), self._presence()]
 
     def _begin_epoch(self, welcome: Welcome) -> None:
@@ -246,12 +260,26 @@ class Device:
         boot = presence.parse_gateway_state(payload)
         if boot is None:
             return []
-        wait_us = self._random_wait_us()
-        if self._joiner.is_waiting:
-            self._joiner.hasten(at=now + wait_us)
-        elif boot != self._boot:
-            self._begin(at=now + wait_us)
+        self._announced = boot
+        if self._joiner.is_waiting or boot != self._boot:
+            self._hint(now=now)
         return []
+
+    def _hint(self, *, now: int) -> None:
+        """The gateway may not hold our session: a HELLO soon, unless such hints proved false lately."""
+        at = max(now + self._random_wait_us(), self._hints_from_us)
+        if self._joiner.is_waiting:
+            self._joiner.hasten(at=at)
+        else:
+            self._begin(at=at)
+
+    def _weigh_hints(self, boot: int, *, now: int) -> None:
+        """Rejoining the run of the gateway that was joined before was for nothing, or nearly so."""
+        if boot == self._boot:
+            self._doubt_us = min(max(self._doubt_us * 2, FIRST_DOUBT_US), LONGEST_DOUBT_US)
+        else:
+            self._doubt_us = 0
+        self._hints_from_us = now + self._doubt_us
 
     def _own_presence(self, payload: bytes, *, now: int) -> list[Effect]:
         """The broker may hold an old Will, or somebody else's claim."""

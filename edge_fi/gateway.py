@@ -8,6 +8,7 @@ is delivered an outcome: at once, when its round is complete, or at its deadline
 Not here: the roster's file, the clock, the link; who may ask locally.
 """
 
+import hashlib
 import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ CLOSED_KEPT = 256  # closed rounds kept per task, so that a late answer is count
 MISSED_UNTIL_SILENT = 3  # rounds in a row without a sign; such a member is asked, but not awaited
 REJOIN_MS_PER_MEMBER = 5  # a handshake costs the gateway under a millisecond
 LEAST_REJOIN_WINDOW_MS = 100
-OUTCOMES_KEPT = 64  # a client's latest asks, by counter: a resent ASK gets the same OUTCOME frame
+OUTCOMES_KEPT = 64  # of a client: a resent ASK gets the same OUTCOME frame. As many may be open at once
 WELCOME_AGAIN_US = (1_000_000, 4_000_000, 16_000_000)
 """A WELCOME that no frame answers is resent after these waits: READY may have been lost."""
 MAX_SEQ = 0xFFFFFFFF
@@ -42,6 +43,17 @@ class ClientAsk:
 
     client: int
     counter: int
+    digest: bytes
+    """Of the ASK frame: counters begin anew with each session, and a round can outlive one."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One ASK frame of a client's session, and what answers it."""
+
+    digest: bytes
+    outcome: bytes = b""
+    """The OUTCOME frame; empty while the round is open."""
 
 
 @dataclass(slots=True)
@@ -95,8 +107,8 @@ class Gateway:
         self._peers = {member.index: Peer(member, identity) for member in roster}
         self._by_id = {(peer.member.role, peer.member.id): peer for peer in self._peers.values()}
         self._names = {index: peer.member.id for index, peer in self._peers.items()}
-        self._asks: dict[int, dict[int, bytes]] = {}
-        """Per client: ask counter to the OUTCOME frame, empty while the round is open."""
+        self._asks: dict[int, dict[int, _Asked]] = {}
+        """Per client, by counter: the asks of its current session."""
         self._wakes: list[tuple[int, int, int]] = []
         """Heap of (time, task, seq) at which a round wants a look; task 0 stands for a member's
         pending session, with its index for the seq."""
@@ -208,7 +220,9 @@ class Gateway:
         except ProtocolError as error:
             return [Rejected(reason=error.reason)]
         if level == "s":
-            return [Noticed(name, payload[:16].decode("ascii", "replace"))]
+            # Anybody may write there, and what is noticed is logged: the known words alone pass.
+            known = payload in presence.STATES
+            return [Noticed(name, payload.decode())] if known else [Rejected(reason="presence")]
         try:
             kind = frames.parse_type(payload)
             if kind is Type.ANSWER and level == "a":
@@ -242,10 +256,11 @@ class Gateway:
         )
         code = open_sealed(frame.sealed, key=key, nonce=0, header=frame.header)
         effects = self._promote(peer, session)
-        peer.missed = 0
         try:
             vote = self._read_vote(epoch.task, peer.member, form, code)
             fate = asked.round.add(peer.member.index, vote)
+            # Only now: a replayed answer is no sign of life.
+            peer.missed = 0
             if fate is Fate.LATE:
                 raise ProtocolError("late")
         except ProtocolError as error:
@@ -310,18 +325,22 @@ class Gateway:
         frame = self._session_frame(peer, payload)
         session = peer.find(frame.session)
         index, counter = peer.member.index, frame.number
-        asks = self._asks.setdefault(index, {})
-        if session is peer.current and counter in asks:
-            # Resent, since its outcome was lost or is still awaited.
-            outcome = asks[counter]
-            return [Publish(self._topic_to(peer), outcome)] if outcome else []
+        digest = hashlib.blake2b(payload, digest_size=16).digest()
+        known = self._asks.get(index, {}).get(counter)
+        if known is not None and known.digest == digest:
+            # The very bytes that opened before: its outcome was lost or is still awaited.
+            return [Publish(self._topic_to(peer), known.outcome)] if known.outcome else []
         body = session.open(Type.ASK, frame)
         effects = self._promote(peer, session)
         asks = self._asks.setdefault(index, {})
-        asks[counter] = b""
-        while len(asks) > OUTCOMES_KEPT:
-            del asks[min(asks)]
-        reference = ClientAsk(index, counter)
+        answered = [number for number, asked in asks.items() if asked.outcome]
+        is_too_much = len(asks) - len(answered) >= OUTCOMES_KEPT
+        asks[counter] = _Asked(digest)
+        if answered and len(asks) > OUTCOMES_KEPT:
+            del asks[answered[0]]
+        reference = ClientAsk(index, counter, digest)
+        if is_too_much:
+            return effects + self._deliver(reference, Outcome(status=Status.OVERLOADED))
         try:
             ask = payloads.decode_ask(body)
             policy = self._policy_within(ask.deadline_ms)
@@ -344,6 +363,7 @@ class Gateway:
             return []
         # Counters begin anew with a session: what is kept of the old one's asks names nothing now.
         self._asks.pop(peer.member.index, None)
+        peer.missed = 0
         return [Joined(peer.member.id)]
 
     def _open_round(
@@ -390,7 +410,9 @@ class Gateway:
         outcome = its_round.close(self._names, now=now)
         del epoch.open[its_round.seq]
         epoch.closed[its_round.seq] = asked
+        # What is kept serves to tell late answers, and must stay small: the votes are the outcome's now.
         asked.frame = b""
+        its_round.votes.clear()
         if len(epoch.closed) > CLOSED_KEPT:
             del epoch.closed[next(iter(epoch.closed))]
         fates = its_round.fates
@@ -410,12 +432,12 @@ class Gateway:
         if not isinstance(reference, ClientAsk):
             return effects
         peer = self._peers[reference.client]
-        asks = self._asks.get(reference.client, {})
-        if peer.current is None or reference.counter not in asks:
-            return effects  # the client began a new session, or asked too much since
+        asked = self._asks.get(reference.client, {}).get(reference.counter)
+        if peer.current is None or asked is None or asked.digest != reference.digest:
+            return effects  # the client began a new session since
         payload = payloads.encode_outcome(reference.counter, outcome)
         frame = peer.current.seal(Type.OUTCOME, payload)
-        asks[reference.counter] = frame
+        asked.outcome = frame
         return [*effects, Publish(self._topic_to(peer), frame)]
 
     def _cohort(self, task: int) -> list[int]:

@@ -37,6 +37,9 @@ class KeyPair:
     @classmethod
     def from_private(cls, private: bytes) -> "KeyPair":
         """The pair of 32 private bytes."""
+        # libsodium takes no length and would read past the end.
+        if len(private) != KEY_BYTES:
+            raise ValueError(f"a private key must be {KEY_BYTES} bytes")
         return cls(private, crypto_scalarmult_base(private))
 
 
@@ -61,6 +64,9 @@ class SigningKey:
 
 def verify(message: bytes, signature: bytes, public: bytes) -> None:
     """Raises SealError("signature") unless this is the key's signature of the message."""
+    # A shorter signature would borrow bytes of the message; a shorter key is read past its end.
+    if len(signature) != SIGNATURE_BYTES or len(public) != KEY_BYTES:
+        raise SealError("signature")
     try:
         crypto_sign_open(signature + message, public)
     except (CryptoError, ValueError, TypeError):
@@ -68,7 +74,10 @@ def verify(message: bytes, signature: bytes, public: bytes) -> None:
 
 
 def dh(private: bytes, public: bytes) -> bytes:
-    """X25519. Raises SealError("key") for a public key of low order."""
+    """X25519. Raises SealError("key") for a public key of low order or of another size."""
+    # libsodium takes no length and would read past the end.
+    if len(public) != KEY_BYTES:
+        raise SealError("key")
     try:
         return crypto_scalarmult(private, public)
     except (CryptoError, ValueError, TypeError):

@@ -7,7 +7,7 @@ dimensions cost nothing.
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_fi.errors import DecodeError
 from edge_fi.messages import (
@@ -60,7 +60,7 @@ class Welcome:
     epoch: int = 0
     floor: int = 0
     """Lowest seq still open."""
-    epoch_key: bytes = b""
+    epoch_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

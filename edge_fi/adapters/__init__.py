@@ -1,0 +1,1 @@
+"""Adapters: each translates between effects and one library or file format."""

@@ -1,0 +1,271 @@
+"""MQTT by paho, driven from the pump's own loop: no network thread, so no message changes threads.
+
+What paho must be told, each measured or read in its source: TCP_NODELAY (without it a QoS 1 round
+trip takes 40 ms), a reconnect delay of seconds rather than two minutes, callbacks that only enqueue.
+Only the blocking part of connecting runs in a thread of its own, since a black hole would otherwise
+stop the rounds that wait for their deadlines.
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_fi.effects import Publish
+
+FIRST_DELAY_S = 0.25
+LAST_DELAY_S = 4.0  # a broker that is back must be found within seconds
+CONNECT_TIMEOUT_S = 5.0
+HANDSHAKE_TIMEOUT_S = 10.0  # from the TCP connection to the last SUBACK
+READ_AT_ONCE = 64  # packets taken in one go; also the largest batch of queries
+
+Version = Literal["3.1.1", "5"]
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """The link is up and every subscription is in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The link is down, or could not come up; why, in one sentence."""
+
+    reason: str
+    was_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message came."""
+
+    topic: str
+    payload: bytes
+
+
+Event = Up | Down | Received
+
+
+class MqttLink:
+    """One connection that comes back by itself. Call `start`, then `service` whenever it is time."""
+
+    def __init__(
+        self,
+        client_id: str,
+        *,
+        host: str,
+        port: int,
+        subscriptions: list[str],
+        will: Publish | None = None,
+        version: Version = "3.1.1",
+        keepalive_s: int = 30,
+        username: str | None = None,
+        password: str | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.events: deque[Event] = deque()
+        self.is_up = False
+        self._subscriptions = subscriptions
+        self._keepalive_s = keepalive_s
+        self._delay_s = FIRST_DELAY_S
+        self._attempt_at: float | None = None
+        self._give_up_at: float | None = None
+        self._attempt: threading.Thread | None = None
+        self._failure = ""
+        self._refusal = ""
+        self._is_closing = False
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._is_five = version == "5"
+        self._client = self._make_client(client_id, username, password, will)
+
+    def start(self) -> None:
+        """Connect at the next `service`."""
+        self._attempt_at = time.monotonic()
+
+    def descriptors(self) -> list[tuple[int, bool]]:
+        """What to wait for: each file descriptor, and whether also for being writable."""
+        waiting = [(self._wake_receiver.fileno(), False)]
+        if self._attempt is None and (connection := self._client.socket()) is not None:
+            waiting.append((connection.fileno(), self._client.want_write()))
+        return waiting
+
+    def next_service(self) -> float:
+        """When to call `service` at the latest, on the clock of time.monotonic."""
+        times = [time.monotonic() + 1.0]  # paho looks after its keep-alive once a second
+        times += [at for at in (self._attempt_at, self._give_up_at) if at is not None]
+        return min(times)
+
+    def wake(self) -> None:
+        """End a wait from another thread or a signal handler."""
+        with contextlib.suppress(OSError):
+            self._wake_sender.send(b"\0")
+
+    def service(self) -> None:
+        """Read, write, connect: whatever is due. Fills `events`."""
+        with contextlib.suppress(BlockingIOError):
+            self._wake_receiver.recv(4096)
+        if self._attempt is not None:
+            if self._attempt.is_alive():
+                return
+            self._attempt = None
+            if self._failure:
+                self._down(self._failure)
+        now = time.monotonic()
+        if self._attempt_at is not None and now >= self._attempt_at:
+            self._begin_attempt()
+            return
+        if self._client.socket() is None:
+            return
+        if self._give_up_at is not None and now >= self._give_up_at:
+            self._drop("it took the connection but does not answer")
+            return
+        self._read()
+        if self._client.want_write():
+            self._client.loop_write()
+        self._client.loop_misc()
+
+    def publish(self, message: Publish) -> bool:
+        """Send a message. False where the link is down: nothing is kept for later."""
+        if not self.is_up:
+            return False
+        info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
+        return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def close(self, *, within_s: float = 1.0) -> None:
+        """Send what is still to be sent, leave the broker, free the sockets."""
+        self._is_closing = True
+        if self._attempt is not None:
+            self._attempt.join(CONNECT_TIMEOUT_S + 1)
+        deadline = time.monotonic() + within_s
+        if self.is_up:
+            self._client.disconnect()
+        while self._client.socket() is not None and time.monotonic() < deadline:
+            self._client.loop_write()
+            self._client.loop_read()
+            time.sleep(0.002)
+        with contextlib.suppress(OSError):
+            if (connection := self._client.socket()) is not None:
+                connection.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
+
+    def _make_client(
+        self, client_id: str, username: str | None, password: str | None, will: Publish | None
+    ) -> Client:
+        five = self._is_five
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id,
+            clean_session=None if five else True,
+            protocol=MQTTProtocolVersion.MQTTv5 if five else MQTTProtocolVersion.MQTTv311,
+        )
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.max_inflight_messages_set(100)
+        client.max_queued_messages_set(1000)
+        client.on_socket_open = _set_nodelay
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        if username is not None:
+            client.username_pw_set(username, password)
+        if will is not None:
+            client.will_set(will.topic, will.payload, will.qos, will.retain)
+        return client
+
+    def _begin_attempt(self) -> None:
+        self._attempt_at = None
+        self._failure = self._refusal = ""
+        self._give_up_at = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        self._attempt = threading.Thread(target=self._connect, name="mqtt-connect", daemon=True)
+        self._attempt.start()
+
+    def _connect(self) -> None:
+        try:
+            # MQTT 5 keeps a session by default, and with it subscriptions that nobody asked for.
+            clean: dict[str, Any] = {"clean_start": True} if self._is_five else {}
+            self._client.connect(self.host, self.port, self._keepalive_s, **clean)
+        except (OSError, ValueError) as error:
+            self._failure = getattr(error, "strerror", None) or str(error)
+        self.wake()
+
+    def _read(self) -> None:
+        """Take in what is there. paho reads one packet a call and does not say if there was one."""
+        for _ in range(READ_AT_ONCE):
+            before = len(self.events)
+            self._client.loop_read()
+            if len(self.events) == before:
+                return
+
+    def _drop(self, reason: str) -> None:
+        self._refusal = reason
+        connection: Any = self._client.socket()
+        if connection is not None:
+            connection.shutdown(socket.SHUT_RDWR)
+            self._client.loop_read()
+
+    def _down(self, reason: str) -> None:
+        self.events.append(Down(reason, self.is_up))
+        self._delay_s = FIRST_DELAY_S if self.is_up else min(self._delay_s * 2, LAST_DELAY_S)
+        self.is_up = False
+        self._give_up_at = None
+        self._attempt_at = None if self._is_closing else time.monotonic() + self._delay_s
+
+    def _on_connect(
+        self, client: Client, _: object, flags: ConnectFlags, code: ReasonCode, properties: object
+    ) -> None:
+        if code.is_failure:
+            self._refusal = f"it refuses: {code}".lower()
+            return
+        client.subscribe([(topic_filter, 0) for topic_filter in self._subscriptions])
+
+    def _on_subscribe(
+        self, client: Client, _: object, mid: int, codes: list[ReasonCode], properties: object
+    ) -> None:
+        refused = [code for code in codes if code.is_failure]
+        if refused:
+            self._drop(f"it refuses a subscription: {refused[0]}".lower())
+            return
+        self.is_up = True
+        self._delay_s = FIRST_DELAY_S
+        self._give_up_at = None
+        self.events.append(Up())
+
+    def _on_disconnect(
+        self,
+        client: Client,
+        _: object,
+        flags: DisconnectFlags,
+        code: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        self._down(self._refusal or f"connection lost: {code}".lower())
+
+    def _on_message(self, client: Client, _: object, message: MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # paho decodes it only now; no topic of ours is like that
+            topic = ""
+        self.events.append(Received(topic, bytes(message.payload)))
+
+
+def packet_bytes(message: Publish) -> int:
+    """Size of the MQTT 3.1.1 PUBLISH packet of a message (section 3.3): what the link carries."""
+    rest = 2 + len(message.topic.encode()) + len(message.payload) + (2 if message.qos else 0)
+    lengths = 1 if rest < 128 else 2 if rest < 16_384 else 3 if rest < 2_097_152 else 4
+    return 1 + lengths + rest
+
+
+def _set_nodelay(client: Client, _: object, connection: Any) -> None:
+    if connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

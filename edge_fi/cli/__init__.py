@@ -1,0 +1,1 @@
+"""The command line `edge-fi`. The only part of edge_fi that talks to a person."""

@@ -1,0 +1,184 @@
+"""`edge-fi gateway run` and `edge-fi device run`: long-running, until a signal ends them."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from edge_fi import config
+from edge_fi.adapters import keyfile
+from edge_fi.adapters.mqtt import MqttLink
+from edge_fi.client import Client
+from edge_fi.device import Device, Labelling
+from edge_fi.effects import Machine
+from edge_fi.gateway import Gateway
+from edge_fi.log import Log
+from edge_fi.pump import Pump
+from edge_fi.session import GatewayIdentity, Identity
+
+_config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Configuration file; EDGE_FI_BROKER__HOST=... and the like override it.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Log as JSON lines, on stdout.")
+
+
+def make_link(
+    machine: Machine, identity: Identity | GatewayIdentity, path: Path, broker: config.Broker
+) -> MqttLink:
+    """The link of a machine to the broker that its configuration file names."""
+    return MqttLink(
+        identity.mqtt_client_id,
+        host=broker.host,
+        port=broker.port,
+        subscriptions=machine.subscriptions,
+        will=machine.will,
+        version=broker.mqtt,
+        keepalive_s=broker.keepalive_s,
+        username=broker.username,
+        password=config.read_password(path.parent, broker),
+    )
+
+
+def make_client(path: Path) -> tuple[Client, MqttLink, config.ClientConfig]:
+    """A client and its link, as its configuration file says."""
+    settings = config.load(path, config.ClientConfig)
+    identity = keyfile.read_member(path.parent / settings.key, "client")
+    client = Client(identity, os.urandom)
+    return client, make_link(client, identity, path, settings.broker), settings
+
+
+@click.group()
+def gateway() -> None:
+    """Run a gateway: it asks the devices and pools their votes."""
+
+
+@gateway.command("run")
+@_config_option
+@click.option("--start-broker", is_flag=True, help="Start a broker too, at the configured loopback port.")
+@_json_option
+def run_gateway(path: Path, start_broker: bool, as_json: bool) -> None:
+    """Run the gateway until SIGINT or SIGTERM.
+
+    \b
+    Examples:
+      edge-fi gateway run --config configs/gateway.toml
+      edge-fi gateway run --config configs/gateway.toml --start-broker
+    """
+    settings = config.load(path, config.GatewayConfig)
+    identity = keyfile.read_gateway(path.parent / settings.key)
+    roster = keyfile.read_roster(path.parent / settings.roster, identity.federation)
+    tasks = config.load_tasks(path.parent, settings.tasks)
+    policy = config.round_policy(path, settings.round)
+    machine = Gateway(identity, roster, tasks.values(), os.urandom, policy=policy)
+    link = make_link(machine, identity, path, settings.broker)
+    log = _make_log(as_json)
+    with contextlib.ExitStack() as stack:
+        if start_broker:
+            from broker.embedded import EmbeddedBroker
+
+            started = stack.enter_context(EmbeddedBroker(port=settings.broker.port))
+            log.event("broker_started", kind=started.kind, host=started.host, port=started.port)
+        log.event(
+            "gateway_started",
+            federation=identity.federation,
+            tasks=list(tasks),
+            devices=sum(member.role == "device" for member in roster),
+            clients=sum(member.role == "client" for member in roster),
+            broker=f"{settings.broker.host}:{settings.broker.port}",
+        )
+        _run(Pump(machine, link, watch=log.watch), log)
+
+
+@click.group()
+def device() -> None:
+    """Run a device: it answers queries with its own model."""
+
+
+@device.command("run")
+@_config_option
+@click.option("--stop-with-stdin", is_flag=True, help="Stop when stdin closes: no orphan of its starter.")
+@_json_option
+def run_device(path: Path, stop_with_stdin: bool, as_json: bool) -> None:
+    """Run the device until SIGINT or SIGTERM.
+
+    \b
+    Example:
+      edge-fi device run --config configs/device.toml
+    """
+    from edge_fi.adapters.onnx import OnnxModel
+
+    settings = config.load(path, config.DeviceConfig)
+    identity = keyfile.read_member(path.parent / settings.key, "device")
+    task = config.load_task(path.parent / settings.task)
+    model = OnnxModel.load(
+        path.parent / settings.model.path,
+        task,
+        labels=settings.model.labels,
+        scores=settings.model.scores,
+        output=settings.model.output,
+    )
+    labelling = Labelling(
+        task=task,
+        model=model.digest,
+        classes=model.classes,
+        forms=config.forms(path, settings.answer_forms),
+    )
+    machine = Device(identity, labelling, os.urandom)
+    link = make_link(machine, identity, path, settings.broker)
+    log = _make_log(as_json)
+    log.event(
+        "device_started",
+        federation=identity.federation,
+        id=identity.id,
+        task=task.name,
+        labels=[task.labels[label] for label in model.classes],
+        broker=f"{settings.broker.host}:{settings.broker.port}",
+    )
+    pump = Pump(machine, link, model=model, watch=log.watch)
+    if stop_with_stdin:
+        threading.Thread(target=_stop_with_stdin, args=[pump], daemon=True).start()
+    _run(pump, log)
+
+
+def _stop_with_stdin(pump: Pump) -> None:
+    with contextlib.suppress(OSError):
+        # Not sys.stdin: its lock, held by this thread, would stop the interpreter from ending.
+        while os.read(0, 4096):
+            pass
+    pump.stop()
+
+
+def _make_log(as_json: bool) -> Log:
+    return Log(is_json=as_json, stream=sys.stdout if as_json else None)
+
+
+def _run(pump: Pump, log: Log) -> None:
+    with _stopped_by_signals(pump):
+        pump.start()
+        try:
+            pump.run()
+        finally:
+            log.flush()
+            pump.close()
+    log.event("stopped")
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(pump: Pump) -> Iterator[None]:
+    before = {
+        number: signal.signal(number, lambda *_: pump.stop()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
