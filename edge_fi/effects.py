@@ -1,9 +1,9 @@
 """What a machine wants done. A machine returns a list of these; the pump performs them in order."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from edge_fi.messages import Outcome, Tensor
+from edge_fi.messages import Array, Outcome, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +99,11 @@ class Machine(Protocol):
 
     def receive(self, topic: str, payload: bytes, *, now: int) -> list[Effect]:
         """A message came. Drops what is not acceptable, with its reason."""
+
+
+@runtime_checkable
+class InferringMachine(Protocol):
+    """What a pump drives that wants a model."""
+
+    def inferred(self, ticket: Ticket, scores: Array | None, *, now: int) -> list[Effect]:
+        """The model's logits for a query, or None where it failed."""

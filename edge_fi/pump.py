@@ -12,8 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from edge_fi.adapters.mqtt import Down, MqttLink, Received, Up
-from edge_fi.device import Device
-from edge_fi.effects import Deliver, Effect, Infer, Joined, Machine, Noticed, Publish, Rejected
+from edge_fi.effects import (
+    Deliver,
+    Effect,
+    Infer,
+    InferringMachine,
+    Joined,
+    Machine,
+    Noticed,
+    Publish,
+    Rejected,
+)
 from edge_fi.messages import Array, Tensor
 
 Notice = Deliver | Joined | Noticed | Rejected | Up | Down
@@ -46,6 +55,7 @@ class Pump:
         self._machine = machine
         self._link = link
         self._model = model
+        self._inferring = machine if isinstance(machine, InferringMachine) else None
         self._watch = watch
         self._pending: list[Infer] = []
         self._is_running = False
@@ -115,13 +125,13 @@ class Pump:
                     self._watch(effect)
 
     def _infer(self) -> None:
-        if not self._pending or self._model is None or not isinstance(self._machine, Device):
+        if not self._pending or self._model is None or self._inferring is None:
             return
         pending, self._pending = self._pending, []
         scores = self._model.infer([effect.tensor for effect in pending])
         for effect, its_scores in zip(pending, scores, strict=True):
             now = monotonic_us()
-            self.perform(self._machine.inferred(effect.ticket, its_scores, now=now))
+            self.perform(self._inferring.inferred(effect.ticket, its_scores, now=now))
 
     def _wait(self, longest_s: float) -> None:
         wakes = [self._link.next_service() - time.monotonic(), longest_s]

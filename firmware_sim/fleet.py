@@ -58,7 +58,7 @@ class Fleet:
         return node
 
     def connect(self, name: str) -> None:
-        """The node's link comes up: retained messages first, then `connected`."""
+        """The node's link comes up: `connected`; then what the broker retained arrives."""
         node = self.nodes[name]
         node.is_connected = True
         self.perform(node, node.machine.connected(now=self.clock.now))
@@ -133,6 +133,8 @@ class Fleet:
         self.published.append((message.topic, message.payload))
         if message.retain:
             self._retained[message.topic] = message.payload
+            if not message.payload:  # MQTT 3.1.1 section 3.3.1.3: an empty one clears the topic
+                del self._retained[message.topic]
         for node in self.nodes.values():
             if any(matches(f, message.topic) for f in node.machine.subscriptions):
                 self._deliver(node, message.topic, message.payload, reliable=message.qos > 0)

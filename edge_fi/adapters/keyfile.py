@@ -217,9 +217,9 @@ def _write(path: Path, comment: str, *, private_to_owner: bool = False, **fields
         descriptor = os.open(path, flags, 0o600 if private_to_owner else 0o644)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
-    except FileExistsError:
-        raise KeyFileError(f"{path} exists and is not overwritten: move it away first") from None
     except OSError as error:
+        if path.exists():
+            raise KeyFileError(f"{path} exists and is not overwritten: move it away first") from None
         raise KeyFileError(f"cannot write {path}: {error.strerror}") from None
     return path
 

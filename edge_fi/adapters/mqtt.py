@@ -7,6 +7,7 @@ stop the rounds that wait for their deadlines.
 """
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ FIRST_DELAY_S = 0.25
 LAST_DELAY_S = 4.0  # a broker that is back must be found within seconds
 CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_TIMEOUT_S = 10.0  # from the TCP connection to the last SUBACK
+LEAVE_S = 1.0  # for the broker to read DISCONNECT
 READ_AT_ONCE = 64  # packets taken in one go; also the largest batch of queries
 
 Version = Literal["3.1.1", "5"]
@@ -141,23 +143,36 @@ class MqttLink:
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
         return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
 
-    def close(self, *, within_s: float = 1.0) -> None:
+    def close(self) -> None:
         """Send what is still to be sent, leave the broker, free the sockets."""
         self._is_closing = True
         if self._attempt is not None:
             self._attempt.join(CONNECT_TIMEOUT_S + 1)
-        deadline = time.monotonic() + within_s
-        if self.is_up:
-            self._client.disconnect()
-        while self._client.socket() is not None and time.monotonic() < deadline:
-            self._client.loop_write()
-            self._client.loop_read()
-            time.sleep(0.002)
-        with contextlib.suppress(OSError):
-            if (connection := self._client.socket()) is not None:
-                connection.close()
+        connection = self._client.socket()
+        if connection is not None and self.is_up:
+            self._leave(connection.fileno())
+        elif connection is not None:
+            connection.close()
         self._wake_receiver.close()
         self._wake_sender.close()
+
+    def _leave(self, descriptor: int) -> None:
+        """DISCONNECT, and stay until the broker has read it.
+
+        paho closes the socket behind DISCONNECT. Where a message has come in meanwhile, the kernel
+        then resets the connection, the broker may never read DISCONNECT, and says the Will. A second
+        descriptor of the same connection keeps it open until the broker closes its side.
+        """
+        deadline = time.monotonic() + LEAVE_S
+        with socket.socket(fileno=os.dup(descriptor)) as held:
+            self._client.disconnect()
+            while self._client.want_write() and time.monotonic() < deadline:
+                self._client.loop_write()
+            held.settimeout(LEAVE_S)
+            with contextlib.suppress(OSError):
+                held.shutdown(socket.SHUT_WR)
+                while held.recv(65_536) and time.monotonic() < deadline:
+                    pass
 
     def _make_client(
         self, client_id: str, username: str | None, password: str | None, will: Publish | None
