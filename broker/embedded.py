@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -205,7 +204,9 @@ def _start(kind: Kind, program: str, port: int) -> _Supervisor:
 
 
 def _launch(configuration: str, program: str) -> _Supervisor:
-    directory = os.path.join(tempfile.gettempdir(), f"edge_fi-broker-{os.urandom(8).hex()}")
+    # Not tempfile.gettempdir(): it tries the directory with a file, which a parent killed right then leaves.
+    temporary = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")
+    directory = os.path.join(temporary, f"edge_fi-broker-{os.urandom(8).hex()}")
     # A session of its own: Ctrl-C in the terminal is for the parent alone, which may still have to say
     # goodbye to the broker. Popen makes both pipes close-on-exec: no other child gets the lifeline.
     process = subprocess.Popen(

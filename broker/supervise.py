@@ -12,8 +12,8 @@ mosquitto changes its user, and cannot remove a directory. The supervisor makes 
 parent killed before this program runs, be it between fork and exec, leaves nothing but an end-of-file to
 read. What stays open: SIGKILL of both, the supervisor and its parent, at the same time, orphans the broker.
 
-Not imported by the product but run by path, with nothing but what starting the broker needs: the user waits
-for these imports. Hence posix_spawn and no subprocess.
+Run by path and isolated (-I -S): the user waits for this interpreter, and neither his site-packages nor his
+PYTHONPATH can break it. For the same reason posix_spawn and no subprocess.
 """
 
 import os

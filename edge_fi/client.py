@@ -112,7 +112,7 @@ class Client:
             effects.append(Deliver(asked.reference, Outcome(status=Status.UNREACHABLE)))
         if not self._is_connected:
             return effects
-        if any(asked.frame for asked in overdue) and not self._joiner.is_waiting:
+        if overdue and not self._joiner.is_waiting:
             # The gateway may not hold our session any more, and has no way to tell us so.
             self._joiner.begin(b"", at=now)
         hello = self._joiner.poll(now=now)

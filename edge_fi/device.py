@@ -12,6 +12,7 @@ Other bytes under a known seq are a conflict (R4). Window, cache and pending inf
 session and die with it (R5). Not here: the model, the clock, the link, the tensor's meaning.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ class Device:
         self._is_connected = False
         self._boot: int | None = None
         self._announced: int | None = None
-        """The latest boot that the gateway's presence named since the last WELCOME."""
+        """The latest boot that the gateway's presence named while a HELLO was out."""
         self._doubt_us = 0
         self._hints_from_us = 0
         self._rejoin_window_ms = FIRST_REJOIN_WINDOW_MS
@@ -97,6 +98,7 @@ class Device:
         self._asked: dict[int, _Asked] = {}
         self._next_check_us = 0
         self._next_presence_us = 0
+        self._is_presence_due = False
 
     @property
     def subscriptions(self) -> list[str]:
@@ -115,7 +117,11 @@ class Device:
 
     def next_deadline(self) -> int | None:
         """When to call `tick`, in microseconds."""
-        return self._joiner.due_us if self._is_connected else None
+        if not self._is_connected:
+            return None
+        times = [] if self._joiner.due_us is None else [self._joiner.due_us]
+        times += [self._next_presence_us] if self._is_presence_due else []
+        return min(times, default=None)
 
     def connected(self, *, now: int) -> list[Effect]:
         """The link is up and every subscription is in place."""
@@ -135,8 +141,14 @@ class Device:
 
     def tick(self, *, now: int) -> list[Effect]:
         """Time has come."""
+        effects: list[Effect] = []
+        if self._is_presence_due and now >= self._next_presence_us:
+            self._is_presence_due = False
+            effects += self._own_presence(b"", now=now)
         hello = self._joiner.poll(now=now)
-        return [] if hello is None else [Publish(self._answer_topic, hello)]
+        if hello is not None:
+            effects.append(Publish(self._answer_topic, hello))
+        return effects
 
     def receive(self, topic: str, payload: bytes, *, now: int) -> list[Effect]:
         """A message came. Drops what is not acceptable, with its reason."""
@@ -260,7 +272,8 @@ class Device:
         boot = presence.parse_gateway_state(payload)
         if boot is None:
             return []
-        self._announced = boot
+        if self._joiner.is_waiting:
+            self._announced = boot
         if self._joiner.is_waiting or boot != self._boot:
             self._hint(now=now)
         return []
@@ -284,7 +297,10 @@ class Device:
     def _own_presence(self, payload: bytes, *, now: int) -> list[Effect]:
         """The broker may hold an old Will, or somebody else's claim."""
         own = self._presence()
-        if payload == own.payload or now < self._next_presence_us:
+        if payload == own.payload or self._is_presence_due:
+            return []
+        if now < self._next_presence_us:
+            self._is_presence_due = True
             return []
         self._next_presence_us = now + PRESENCE_EVERY_US
         return [own]
@@ -309,9 +325,10 @@ class Device:
     def _remember(self, seq: int, asked: _Asked) -> None:
         self._asked[seq] = asked
         if seq > self._highest:
+            # What leaves the window now; a walk over all that is remembered would cost more than a vote.
+            for old in range(self._highest - WINDOW + 1, min(self._highest, seq - WINDOW) + 1):
+                self._asked.pop(old, None)
             self._highest = seq
-            for old in [old for old in self._asked if old <= seq - WINDOW]:
-                del self._asked[old]
 
     def _vote(self, forms: frozenset[Form], scores: Array | None) -> tuple[Form, bytes]:
         """The answer's form and code: the richest form that query and owner both allow."""
@@ -322,7 +339,7 @@ class Device:
         task = self.labelling.task
         probabilities = spread(scores, classes, task.classes)
         form = votes.cheapest_first(list(allowed), task.classes)[-1]
-        log_weight = float(np.log(probabilities.max()))
+        log_weight = math.log(probabilities.max())
         return form, votes.quantize(form, probabilities, log_weight, scale=task.log_weight)
 
 

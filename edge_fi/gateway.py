@@ -34,6 +34,7 @@ LEAST_REJOIN_WINDOW_MS = 100
 OUTCOMES_KEPT = 64  # of a client: a resent ASK gets the same OUTCOME frame. As many may be open at once
 WELCOME_AGAIN_US = (1_000_000, 4_000_000, 16_000_000)
 """A WELCOME that no frame answers is resent after these waits: READY may have been lost."""
+STATE_EVERY_US = 1_000_000  # correcting a wrong retained state: no faster than this
 MAX_SEQ = 0xFFFFFFFF
 
 
@@ -111,8 +112,10 @@ class Gateway:
         """Per client, by counter: the asks of its current session."""
         self._wakes: list[tuple[int, int, int]] = []
         """Heap of (time, task, seq) at which a round wants a look; task 0 stands for a member's
-        pending session, with its index for the seq."""
+        pending session, with its index for the seq, and task -1 for the state that others overwrote."""
         self._gateway_topic = topics.gateway_state(identity.federation)
+        self._next_state_us = 0
+        self._is_state_due = False
 
     @property
     def subscriptions(self) -> list[str]:
@@ -122,6 +125,7 @@ class Gateway:
             topics.from_device(federation, "+"),
             topics.presence(federation, "+"),
             topics.from_client(federation, "+"),
+            self._gateway_topic,
         ]
 
     @property
@@ -144,8 +148,7 @@ class Gateway:
 
     def connected(self, *, now: int) -> list[Effect]:
         """The link is up and every subscription is in place."""
-        state = presence.build_gateway_state(self._boot)
-        effects: list[Effect] = [Publish(self._gateway_topic, state, qos=1, retain=True)]
+        effects: list[Effect] = [self._state()]
         for epoch in self._epochs.values():
             for asked in epoch.open.values():
                 effects.append(self._broadcast(epoch.task, asked.frame))
@@ -198,6 +201,10 @@ class Gateway:
         effects: list[Effect] = []
         while self._wakes and self._wakes[0][0] <= now:
             due_us, task, seq = heapq.heappop(self._wakes)
+            if task < 0:
+                self._is_state_due = False
+                effects += self._own_state(b"", now=now)
+                continue
             if not task:
                 effects += self._welcome_again(self._peers[seq])
                 continue
@@ -212,6 +219,8 @@ class Gateway:
 
     def receive(self, topic: str, payload: bytes, *, now: int) -> list[Effect]:
         """A message came. Drops what is not acceptable, with its reason."""
+        if topic == self._gateway_topic:
+            return self._own_state(payload, now=now)
         try:
             level, name = topics.parse_member(topic, self.identity.federation)
             peer = self._by_id.get(("client" if level == "ca" else "device", name))
@@ -236,6 +245,26 @@ class Gateway:
             raise ProtocolError("direction")
         except ProtocolError as error:
             return [Rejected(reason=error.reason, peer=name)]
+
+    def _state(self) -> Publish:
+        state = presence.build_gateway_state(self._boot)
+        return Publish(self._gateway_topic, state, qos=1, retain=True)
+
+    def _own_state(self, payload: bytes, *, now: int) -> list[Effect]:
+        """The broker may hold an old Will, or somebody else's claim.
+
+        Members that missed our start know of it by nothing else: where all did, there is nobody to
+        send a query to, whose epoch would tell them.
+        """
+        own = self._state()
+        if payload == own.payload or self._is_state_due:
+            return []
+        if now < self._next_state_us:
+            self._is_state_due = True
+            heapq.heappush(self._wakes, (self._next_state_us, -1, 0))
+            return []
+        self._next_state_us = now + STATE_EVERY_US
+        return [own]
 
     def _answer(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
         frame = self._session_frame(peer, payload)
@@ -363,7 +392,6 @@ class Gateway:
             return []
         # Counters begin anew with a session: what is kept of the old one's asks names nothing now.
         self._asks.pop(peer.member.index, None)
-        peer.missed = 0
         return [Joined(peer.member.id)]
 
     def _open_round(

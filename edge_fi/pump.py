@@ -58,7 +58,7 @@ class Pump:
         self._inferring = machine if isinstance(machine, InferringMachine) else None
         self._watch = watch
         self._pending: list[Infer] = []
-        self._is_running = False
+        self._is_stopped = False
 
     def start(self) -> None:
         """Connect at the next turn."""
@@ -88,8 +88,7 @@ class Pump:
 
     def run(self) -> None:
         """Take turns until `stop`."""
-        self._is_running = True
-        while self._is_running:
+        while not self._is_stopped:
             self.turn()
 
     def run_until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
@@ -103,8 +102,8 @@ class Pump:
         return True
 
     def stop(self) -> None:
-        """End `run` after this turn. Safe in a signal handler and in another thread."""
-        self._is_running = False
+        """End `run` after this turn, or before its first. Safe in a signal handler and another thread."""
+        self._is_stopped = True
         self._link.wake()
 
     def close(self) -> None:

@@ -53,8 +53,8 @@ class RoundPolicy:
     """Forms that an answer may take. A device uses the richest that it can."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.timeout_s <= 86_400:
-            raise ValueError("timeout_s must be above 0 and at most a day")
+        if not 0.001 <= self.timeout_s <= 86_400:
+            raise ValueError("timeout_s must be 0.001 to 86400, a day")
         if self.quorum < 1 or self.stop_after < 0 or self.reask_s <= 0:
             raise ValueError("quorum must be 1 or more, stop_after 0 or more, reask_s above 0")
         if 0 < self.stop_after < self.quorum:
@@ -122,13 +122,14 @@ class Round:
 
     def close(self, names: dict[int, str], *, now: int) -> Outcome:
         """End the round: settled if it is complete, expired if not. names: index to id."""
-        event: Event = "settle" if self.is_complete else "expire"
+        is_complete = self.is_complete
+        event: Event = "settle" if is_complete else "expire"
         for index in self.silent():
             # Whoever was not awaited is missing even in a complete round: nobody told it to stop.
             told = event if self.policy.stop_after else "expire"
             self.fates[index] = TRANSITIONS[self.fates[index], told]
         self.is_open = False
-        status = self._status()
+        status = self._status(is_complete=is_complete)
         fates = tuple((names[index], fate) for index, fate in self.fates.items())
         votes = tuple(self.votes[index] for index in sorted(self.votes))
         elapsed_us = now - self.opened_us
@@ -148,11 +149,11 @@ class Round:
             elapsed_us=elapsed_us,
         )
 
-    def _status(self) -> Status:
+    def _status(self, *, is_complete: bool) -> Status:
         if len(self.votes) >= self.policy.quorum:
             return Status.ANSWERED
         if not self.fates:
             return Status.NO_MEMBERS
-        if Fate.DECLINED in self.fates.values() and Fate.MISSING not in self.fates.values():
-            return Status.ABSTAINED
-        return Status.NO_QUORUM
+        # Whoever could still have voted was waited for: it is not a lack of answers.
+        is_abstained = is_complete and not self.votes and Fate.DECLINED in self.fates.values()
+        return Status.ABSTAINED if is_abstained else Status.NO_QUORUM

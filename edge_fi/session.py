@@ -126,6 +126,7 @@ class Joiner:
         self._prologue = prologue(identity.federation, identity.role, identity.index)
         self._mac_key = hello_key(identity.static, identity.gateway_static, self._prologue)
         self._handshake: HandshakeKK | None = None
+        self._payload = b""
         self._hello = b""
         self._retry_us = FIRST_RETRY_US
         self._earliest_us = 0
@@ -134,6 +135,7 @@ class Joiner:
 
     def begin(self, payload: bytes, *, at: int) -> None:
         """Want a session: a new HELLO, due at this time."""
+        self._payload = payload
         self._handshake = HandshakeKK(
             initiator=True,
             prologue=self._prologue,
@@ -179,8 +181,14 @@ class Joiner:
         if parsed.index != self._identity.index:
             raise ProtocolError("index")
         payload = self._handshake.read_message_2(parsed.message)
-        is_device = self._identity.role == "device"
-        welcome = payloads.decode_welcome(payload, is_device=is_device)
+        try:
+            welcome = payloads.decode_welcome(payload, is_device=self._identity.role == "device")
+        except ProtocolError:
+            # The handshake is used up. A gateway of another version says this each time: no faster.
+            retry_us = self._retry_us
+            self.begin(self._payload, at=self.due_us or 0)
+            self._retry_us = retry_us
+            raise
         keys = SessionKeys.from_transport(*self._handshake.split())
         self._handshake = None
         self.due_us = None
@@ -206,6 +214,8 @@ class Peer:
         very bytes began before. Raises ProtocolError.
         """
         parsed = frames.parse_handshake(frame)
+        if parsed.index != self.member.index:
+            raise ProtocolError("index")
         # One Diffie-Hellman a member and run, whatever strangers send.
         self._mac_key = self._mac_key or hello_key(self._identity.static, self.member.public, self._prologue)
         check_hello_mac(self._mac_key, parsed.maced, parsed.mac)

@@ -1,16 +1,28 @@
-"""A small federation for tests: keys, a gateway and devices, joined by a simulated link."""
+"""A small federation for tests: keys, a gateway and devices, joined by a simulated link.
 
-from collections.abc import Sequence
+Beside it, each side of the protocol by hand: frames that a machine alone can be given.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from edge_fi.client import Client
+from edge_fi.crypto import seal
+from edge_fi.crypto.aead import open_sealed
+from edge_fi.crypto.aead import seal as aead_seal
 from edge_fi.crypto.keys import KeyPair, SigningKey
+from edge_fi.crypto.noise import HandshakeKK
 from edge_fi.device import Device, Labelling
+from edge_fi.effects import Effect, Infer, Publish
 from edge_fi.gateway import Gateway
-from edge_fi.messages import VOTE_FORMS, Array, Form, Outcome, Task, Tensor
+from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Outcome, Query, Task, Tensor
 from edge_fi.round import RoundPolicy
-from edge_fi.session import GatewayIdentity, Identity, Member
+from edge_fi.session import GatewayIdentity, Identity, Joiner, Member, Peer, Session
+from edge_fi.voting.strategy import STRATEGIES, Strategy
+from edge_fi.wire import frames, payloads
+from edge_fi.wire.frames import Type
+from edge_fi.wire.payloads import Ask, Hello, Welcome
 from firmware_sim.fleet import Fleet, Model
 from firmware_sim.link import PERFECT, Link
 from firmware_sim.stream import Stream
@@ -56,6 +68,216 @@ def member(name: str, index: int, role: str = "device") -> Member:
     return Member(id=name, index=index, role=role, public=key_pair(name).public)
 
 
+def labelling(
+    *,
+    task: Task = TASK,
+    model: bytes = MODEL,
+    classes: tuple[int, ...] | None = None,
+    forms: frozenset[Form] = frozenset(VOTE_FORMS),
+) -> Labelling:
+    """A model that knows every label, unless told otherwise."""
+    known = tuple(range(task.classes)) if classes is None else classes
+    return Labelling(task=task, model=model, classes=known, forms=forms)
+
+
+class HandGateway:
+    """The gateway's side towards one member, frame by frame: what a test wants said, it says."""
+
+    def __init__(self, name: str = "pi-1", index: int = 1, role: str = "device", *, life: int = 0) -> None:
+        self.identity = gateway_identity()
+        self.entropy = Stream(f"hand gateway {life}")
+        self.peer = Peer(member(name, index, role), self.identity)
+        self.boot = 0xB0070 + life
+        self.key = self.entropy(32)
+        self.epoch = seal.Epoch.from_key(7 + life, self.key)
+        self.secret = self.entropy(32)
+        self.session: Session | None = None
+
+    def welcome(self, hello: bytes, *, floor: int = 1, window_ms: int = 1000) -> bytes:
+        """The WELCOME frame that answers this HELLO."""
+        _, handshake = self.peer.read_hello(hello, entropy=self.entropy)
+        assert isinstance(handshake, HandshakeKK)
+        number = self.peer.next_number()
+        payload = Welcome(session=number, boot=self.boot, rejoin_window_ms=window_ms)
+        if self.peer.member.role == "device":
+            payload = Welcome(
+                session=number,
+                boot=self.boot,
+                rejoin_window_ms=window_ms,
+                epoch=self.epoch.number,
+                floor=floor,
+                epoch_key=self.key,
+            )
+        self.session = self.peer.welcome(hello, handshake, payload, task=1, model=MODEL)
+        return self.session.welcome
+
+    def query(
+        self,
+        seq: int,
+        *,
+        tensor: Tensor = TENSOR,
+        task: int = 1,
+        forms: frozenset[Form] = frozenset({Form.LABEL}),
+        deadline_ms: int = 2000,
+        epoch: seal.Epoch | None = None,
+        plaintext: bytes | None = None,
+        signing: SigningKey | None = None,
+    ) -> bytes:
+        """A QUERY frame, sealed and signed."""
+        epoch = epoch or self.epoch
+        preimage = seal.settle_preimage(self.secret, epoch.number, seq)
+        query = Query(
+            task=task,
+            forms=forms,
+            deadline_ms=deadline_ms,
+            settle=seal.settle_digest(preimage, epoch.number, seq, FEDERATION),
+            tensor=tensor,
+        )
+        header = frames.build_query_header(epoch.number, seq)
+        encoded = payloads.encode_query(query) if plaintext is None else plaintext
+        signed = header + epoch.seal_query(encoded, seq=seq, header=header)
+        return signed + seal.sign_query(signing or self.identity.signing, FEDERATION, signed)
+
+    def settled(self, seq: int) -> bytes:
+        """The SETTLED frame of a query."""
+        preimage = seal.settle_preimage(self.secret, self.epoch.number, seq)
+        return frames.build_settled(self.epoch.number, seq, preimage)
+
+    def outcome(self, counter: int, outcome: Outcome) -> bytes:
+        """An OUTCOME frame for a client."""
+        assert self.session is not None
+        return self.session.seal(Type.OUTCOME, payloads.encode_outcome(counter, outcome))
+
+    def open(self, frame: bytes) -> bytes:
+        """The payload of a READY or ASK frame."""
+        assert self.session is not None
+        return self.session.open(Type(frame[0]), frames.parse_session_frame(frame))
+
+    def open_answer(self, frame: bytes, query: bytes) -> tuple[Form, bytes]:
+        """Form and code of an ANSWER frame to that QUERY frame."""
+        assert self.session is not None
+        parsed = frames.parse_session_frame(frame)
+        key = seal.answer_key(
+            self.session.keys.answer,
+            parsed.header,
+            epoch=self.epoch.number,
+            query_hash=self.epoch.query_hash(query),
+            model=MODEL,
+        )
+        return Form(parsed.form), open_sealed(parsed.sealed, key=key, nonce=0, header=parsed.header)
+
+
+class HandMember:
+    """A member's side, frame by frame."""
+
+    def __init__(self, name: str = "pi-1", index: int = 1, role: str = "device", *, life: int = 0) -> None:
+        self.identity = identity(name, index, role)
+        self.joiner = Joiner(self.identity, Stream(f"hand {name} {life}"))
+        self.topic = f"fi1/{FEDERATION}/{'a' if role == 'device' else 'ca'}/{name}"
+        self.inbox = f"fi1/{FEDERATION}/{'d' if role == 'device' else 'cd'}/{name}"
+        self.session: Session | None = None
+        self.epoch: seal.Epoch | None = None
+        self.welcomed: Welcome | None = None
+
+    def hello(self, *, model: bytes = MODEL, task: Task = TASK, payload: bytes | None = None) -> bytes:
+        """A new HELLO frame."""
+        is_device = self.identity.role == "device"
+        usual = payloads.encode_hello(Hello(model, task.number, task.digest())) if is_device else b""
+        self.joiner.begin(usual if payload is None else payload, at=0)
+        assert self.joiner.due_us is not None
+        hello = self.joiner.poll(now=self.joiner.due_us)
+        assert hello is not None
+        return hello
+
+    def welcome(self, frame: bytes) -> "HandMember":
+        """Take in a WELCOME frame."""
+        self.session, self.welcomed = self.joiner.finish(frame)
+        if self.identity.role == "device":
+            self.epoch = seal.Epoch.from_key(self.welcomed.epoch, self.welcomed.epoch_key)
+        return self
+
+    def join(self, gateway: Gateway, *, now: int = 0, ready: bool = True) -> "HandMember":
+        """HELLO and WELCOME, and READY unless told otherwise."""
+        self.welcome(only_publish(gateway.receive(self.topic, self.hello(), now=now)).payload)
+        if ready:
+            gateway.receive(self.topic, self.ready(), now=now)
+        return self
+
+    def ready(self, payload: bytes | None = None) -> bytes:
+        """A READY frame."""
+        assert self.session is not None
+        usual = payloads.encode_ready(frozenset(VOTE_FORMS))
+        return self.session.seal(Type.READY, usual if payload is None else payload)
+
+    def answer(
+        self, query: bytes, code: bytes, *, form: Form = Form.LABEL, model: bytes = MODEL, seq: int = 0
+    ) -> bytes:
+        """An ANSWER frame to that QUERY frame; another seq may be claimed."""
+        assert self.session is not None and self.epoch is not None
+        number = seq or frames.parse_query(query).seq
+        session = self.session
+        header = frames.build_session_header(Type.ANSWER, session.number, session.index, number, form)
+        key = seal.answer_key(
+            session.keys.answer,
+            header,
+            epoch=self.epoch.number,
+            query_hash=self.epoch.query_hash(query),
+            model=model,
+        )
+        return header + aead_seal(code, key=key, nonce=0, header=header)
+
+    def ask(self, *, task: int = 1, deadline_ms: int = 2000, tensor: Tensor = TENSOR) -> bytes:
+        """An ASK frame."""
+        assert self.session is not None
+        return self.session.seal(Type.ASK, payloads.encode_ask(Ask(task, deadline_ms, tensor)))
+
+    def open(self, frame: bytes) -> tuple[int, Outcome]:
+        """Counter and outcome of an OUTCOME frame."""
+        assert self.session is not None
+        return payloads.decode_outcome(self.session.open(Type.OUTCOME, frames.parse_session_frame(frame)))
+
+
+def lone_gateway(
+    *names: str,
+    clients: Sequence[str] = (),
+    policy: RoundPolicy | None = None,
+    life: int = 0,
+    task: Task = TASK,
+) -> Gateway:
+    """A gateway that nobody drives; devices have indices 1, 2, ..., clients 101, 102, ..."""
+    roster = [member(name, index) for index, name in enumerate(names or ("pi-1",), 1)]
+    roster += [member(name, index, "client") for index, name in enumerate(clients, 101)]
+    return Gateway(gateway_identity(), roster, [task], Stream(f"lone gateway {life}"), policy=policy)
+
+
+def lone_device(name: str = "pi-1", index: int = 1, *, life: int = 0, its: Labelling | None = None) -> Device:
+    """A device that nobody drives."""
+    return Device(identity(name, index), its or labelling(), Stream(f"lone {name} {life}"))
+
+
+def lone_client(name: str = "laptop-1", index: int = 101, *, life: int = 0) -> Client:
+    """A client that nobody drives."""
+    return Client(identity(name, index, "client"), Stream(f"lone {name} {life}"))
+
+
+def published(effects: Sequence[Effect]) -> list[Publish]:
+    """The messages among these effects."""
+    return [effect for effect in effects if isinstance(effect, Publish)]
+
+
+def only_publish(effects: Sequence[Effect]) -> Publish:
+    """The one message among these effects."""
+    (message,) = published(effects)
+    return message
+
+
+def only_infer(effects: Sequence[Effect]) -> Infer:
+    """These effects are one inference and nothing else."""
+    (effect,) = effects
+    assert isinstance(effect, Infer)
+    return effect
+
+
 class Federation:
     """A gateway and devices pi-1, pi-2, ... with one model each, around a simulated broker."""
 
@@ -69,6 +291,8 @@ class Federation:
         seed: str = "federation",
         clients: int = 0,
         forms: frozenset[Form] = frozenset(VOTE_FORMS),
+        classes: Mapping[str, tuple[int, ...]] | None = None,
+        strategies: Mapping[str, Strategy] = STRATEGIES,
     ) -> None:
         self.fleet = Fleet(seed)
         self.task = task
@@ -77,12 +301,13 @@ class Federation:
         self.link = link
         self.names = [f"pi-{number}" for number in range(1, len(models) + 1)]
         self.clients = [f"laptop-{number}" for number in range(1, clients + 1)]
+        self.forms = forms
+        self.classes = classes or {}
+        self.strategies = strategies
         self.asked = 0
         self.start_gateway()
-        for index, (name, model) in enumerate(zip(self.names, models, strict=True), 1):
-            labelling = Labelling(task=task, model=MODEL, classes=tuple(range(task.classes)), forms=forms)
-            machine = Device(identity(name, index), labelling, Stream(f"{seed} {name}"))
-            self.fleet.add(name, machine, link=link, model=model)
+        for name, its_model in zip(self.names, models, strict=True):
+            self.start_device(name, its_model)
         for index, name in enumerate(self.clients, 101):
             machine_ = Client(identity(name, index, "client"), Stream(f"{seed} {name}"))
             self.fleet.add(name, machine_, link=link)
@@ -97,8 +322,48 @@ class Federation:
             [self.task],
             Stream(f"{self.seed} gateway {boot}"),
             policy=self.policy,
+            strategies=self.strategies,
         )
         self.gateway_node = self.fleet.add("gateway", self.gateway, link=self.link)
+
+    def restart_gateway(self, boot: int = 1) -> None:
+        """The gateway dies and comes back, with no memory of before."""
+        self.fleet.disconnect("gateway")
+        self.start_gateway(boot)
+        self.fleet.connect("gateway")
+
+    def start_device(self, name: str, its_model: Model, *, boot: int = 0, model: bytes = MODEL) -> None:
+        """A device that remembers nothing of the one before."""
+        index = 1 + self.names.index(name)
+        its = labelling(task=self.task, model=model, classes=self.classes.get(name), forms=self.forms)
+        machine = Device(identity(name, index), its, Stream(f"{self.seed} {name} {boot}"))
+        self.fleet.add(name, machine, link=self.link, model=its_model)
+
+    def reboot(self, name: str, *, boot: int = 1, model: bytes = MODEL) -> None:
+        """A device dies and comes back, with no memory of before."""
+        its_model = self.fleet.nodes[name].model
+        assert its_model is not None
+        self.fleet.disconnect(name)
+        self.start_device(name, its_model, boot=boot, model=model)
+        self.fleet.connect(name)
+
+    def fate(self, outcome: Outcome, name: str) -> Fate:
+        """What became of this member in that round."""
+        return dict(outcome.fates)[name]
+
+    def client_asks(
+        self, reference: object, *, tensor: Tensor = TENSOR, deadline_ms: int = 5000, name: str = "laptop-1"
+    ) -> None:
+        """A client puts a query, without waiting."""
+        now = self.fleet.clock.now
+        effects = self.client(name).ask(
+            self.task, tensor, deadline_ms=deadline_ms, reference=reference, now=now
+        )
+        self.fleet.perform(self.fleet.nodes[name], effects)
+
+    def inject(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Somebody publishes this."""
+        self.fleet.publish(Publish(f"fi1/{FEDERATION}/{topic}", payload, retain=retain))
 
     def device(self, name: str) -> Device:
         """The machine of this device."""

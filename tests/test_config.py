@@ -136,7 +136,7 @@ def test_tasks_of_one_name_or_number_are_refused(tmp_path: Path) -> None:
     [
         ("strategy = 'best'", "'best' is none of hard, linear, logarithmic, entropy, confidence"),
         ("quorum = 0", "quorum must be 1 or more"),
-        ("timeout_s = 0", "timeout_s must be above 0"),
+        ("timeout_s = 0", "timeout_s must be 0.001 to 86400"),
         ("stop_after = 1\nquorum = 2", "stop_after must be 0 or at least the quorum"),
         ("answer_forms = ['probs-5']", "'probs-5' is none of label, probs-2"),
         ("answer_forms = []", "must name one form at least"),

@@ -85,18 +85,21 @@ class MqttLink:
         self._failure = ""
         self._refusal = ""
         self._is_closing = False
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_receiver.setblocking(False)
+        self._wake: tuple[socket.socket, socket.socket] | None = None
+        """Receiver and sender."""
         self._is_five = version == "5"
         self._client = self._make_client(client_id, username, password, will)
 
     def start(self) -> None:
         """Connect at the next `service`."""
+        self._wake = socket.socketpair()
+        for end in self._wake:
+            end.setblocking(False)
         self._attempt_at = time.monotonic()
 
     def descriptors(self) -> list[tuple[int, bool]]:
         """What to wait for: each file descriptor, and whether also for being writable."""
-        waiting = [(self._wake_receiver.fileno(), False)]
+        waiting = [] if self._wake is None else [(self._wake[0].fileno(), False)]
         if self._attempt is None and (connection := self._client.socket()) is not None:
             waiting.append((connection.fileno(), self._client.want_write()))
         return waiting
@@ -109,13 +112,15 @@ class MqttLink:
 
     def wake(self) -> None:
         """End a wait from another thread or a signal handler."""
-        with contextlib.suppress(OSError):
-            self._wake_sender.send(b"\0")
+        if self._wake is not None:
+            with contextlib.suppress(OSError):  # full: then it will end anyway
+                self._wake[1].send(b"\0")
 
     def service(self) -> None:
         """Read, write, connect: whatever is due. Fills `events`."""
-        with contextlib.suppress(BlockingIOError):
-            self._wake_receiver.recv(4096)
+        if self._wake is not None:
+            with contextlib.suppress(BlockingIOError):
+                self._wake[0].recv(4096)
         if self._attempt is not None:
             if self._attempt.is_alive():
                 return
@@ -153,8 +158,8 @@ class MqttLink:
             self._leave(connection.fileno())
         elif connection is not None:
             connection.close()
-        self._wake_receiver.close()
-        self._wake_sender.close()
+        for end in self._wake or ():
+            end.close()
 
     def _leave(self, descriptor: int) -> None:
         """DISCONNECT, and stay until the broker has read it.

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import numpy as np
 from edge_fi import config
 from edge_fi.adapters.mqtt import Down
 from edge_fi.cli.run import make_client
+from edge_fi.client import Client
 from edge_fi.effects import Deliver
 from edge_fi.errors import ConfigError, TransportError
 from edge_fi.messages import Fate, Outcome, Status, Task, Tensor
 from edge_fi.pump import Notice, Pump, monotonic_us
 
 NO_OUTCOME = 7
-PATIENCE_S = 5.0  # beyond the deadline: to connect, and for the gateway to come back
+PATIENCE_S = 5.0  # beyond the deadline, for the client itself to give up
+ASK_AGAIN_S = 0.25
 
 _ADVICE = {
     Status.NO_QUORUM: "fewer devices answered than the gateway's quorum asks for",
@@ -49,9 +52,9 @@ _ADVICE = {
     "--timeout",
     "timeout_s",
     type=click.FloatRange(0.05, 3600),
-    default=5.0,
+    default=10.0,
     show_default=True,
-    help="Longest wait for the outcome, in seconds.",
+    help="Longest wait for the broker, for devices and for the outcome, in seconds each.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def ask(path: Path, name: str | None, source: str, timeout_s: float, as_json: bool) -> int:
@@ -79,19 +82,31 @@ def ask(path: Path, name: str | None, source: str, timeout_s: float, as_json: bo
     pump = Pump(client, link, watch=watch)
     pump.start()
     try:
-        pump.run_until(lambda: link.is_up, timeout_s=timeout_s)
-        if not link.is_up:
+        if not pump.run_until(lambda: link.is_up, timeout_s=timeout_s):
             raise TransportError(
                 f"broker {link.host}:{link.port} cannot be reached: {unreachable}; check [broker] in {path}"
             )
-        deadline_ms = math.ceil(timeout_s * 1000)
-        pump.perform(client.ask(task, tensor, deadline_ms=deadline_ms, reference="ask", now=monotonic_us()))
-        pump.run_until(lambda: bool(outcomes), timeout_s=timeout_s + PATIENCE_S)
+        outcome = _ask(pump, client, task, tensor, outcomes, timeout_s)
     finally:
         pump.close()
-    outcome = outcomes[0] if outcomes else Outcome(status=Status.UNREACHABLE)
     click.echo(json.dumps(as_fields(outcome, task)) if as_json else _as_text(outcome, task))
     return 0 if outcome.status is Status.ANSWERED else NO_OUTCOME
+
+
+def _ask(
+    pump: Pump, client: Client, task: Task, tensor: Tensor, outcomes: list[Outcome], timeout_s: float
+) -> Outcome:
+    """The outcome. Asks again while no device has joined: one may be about to."""
+    patience_end = time.monotonic() + timeout_s
+    deadline_ms = math.ceil(timeout_s * 1000)
+    while True:
+        outcomes.clear()
+        pump.perform(client.ask(task, tensor, deadline_ms=deadline_ms, reference="ask", now=monotonic_us()))
+        pump.run_until(lambda: bool(outcomes), timeout_s=timeout_s + PATIENCE_S)
+        outcome = outcomes[0] if outcomes else Outcome(status=Status.UNREACHABLE)
+        if outcome.status is not Status.NO_MEMBERS or time.monotonic() > patience_end:
+            return outcome
+        pump.run_until(lambda: False, timeout_s=ASK_AGAIN_S)
 
 
 def read_tensor(source: str, task: Task) -> Tensor:

@@ -94,7 +94,7 @@ def decode_query(payload: bytes) -> Query:
     if len(payload) < _QUERY.size:
         raise DecodeError("payload")
     task, mask, deadline_ms, settle = _QUERY.unpack_from(payload)
-    if deadline_ms > MAX_DEADLINE_MS:
+    if not 1 <= deadline_ms <= MAX_DEADLINE_MS:
         raise DecodeError("payload")
     return Query(
         task=task,
@@ -239,7 +239,7 @@ def _decode_name(payload: bytes, at: int) -> tuple[str, int]:
     """The name at this place and the place behind it."""
     end = at + 1 + (payload[at] if at < len(payload) else 0)
     name = payload[at + 1 : end]
-    if at >= len(payload) or end > len(payload) or not name.isascii():
+    if end > len(payload) or not name.isascii():
         raise DecodeError("payload")
     return name.decode("ascii"), end
 

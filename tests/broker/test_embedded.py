@@ -5,10 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Queue
 
@@ -20,10 +19,15 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from broker import embedded, kinds
 from broker.embedded import BROKERS, EmbeddedBroker, available, versions
+from broker.supervise import GRACE_S
 from edge_fi.errors import TransportError
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 10.0
+CONNECT = {
+    "3.1.1": b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x0a\x00\x00",
+    "5": b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x00",
+}
 
 
 @pytest.fixture(params=BROKERS)
@@ -42,7 +46,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "temporary"
     directory.mkdir()
     monkeypatch.setenv("TMPDIR", str(directory))
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
     return directory
 
 
@@ -97,10 +100,15 @@ class Subscriber:
         client.subscribe("news", qos=1)
 
     def _on_message(self, client: Client, state: object, message: MQTTMessage) -> None:
-        self.payloads.put(message.payload)
+        self.payloads.put(bytes(message.payload))
 
     def _on_disconnect(
-        self, client: Client, state: object, flags: DisconnectFlags, reason: ReasonCode, more: Properties | None
+        self,
+        client: Client,
+        state: object,
+        flags: DisconnectFlags,
+        reason: ReasonCode,
+        more: Properties | None,
     ) -> None:
         self.disconnected.put(reason)
 
@@ -138,19 +146,11 @@ def test_a_packet_over_the_limit_ends_the_connection(kind: str) -> None:
         assert writer.disconnected.get(timeout=PATIENCE_S).is_failure
 
 
-@pytest.mark.parametrize(
-    ("version", "connect"),
-    [
-        ("3.1.1", b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x0a\x00\x00"),
-        ("5", b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x00"),
-    ],
-)
-def test_the_broker_accepts_the_versions_it_is_said_to_and_no_others(
-    kind: str, version: str, connect: bytes
-) -> None:
+@pytest.mark.parametrize("version", CONNECT)
+def test_the_broker_accepts_the_versions_it_is_said_to_and_no_others(kind: str, version: str) -> None:
     with EmbeddedBroker(kind) as broker, socket.create_connection((broker.host, broker.port)) as connection:
         connection.settimeout(PATIENCE_S)
-        connection.sendall(connect)
+        connection.sendall(CONNECT[version])
         answer = connection.recv(4)  # CONNACK: type, length, flags, reason
         assert (answer[:1] == b"\x20" and answer[3:] == b"\x00") == (version in versions(kind))
 
@@ -234,7 +234,10 @@ def test_a_frozen_broker_is_ended_all_the_same(temporary: Path) -> None:
 
 
 def test_a_running_broker_refuses_to_start(kind: str) -> None:
-    with EmbeddedBroker(kind) as broker, pytest.raises(TransportError, match=r"runs already .* call stop\(\)"):
+    with (
+        EmbeddedBroker(kind) as broker,
+        pytest.raises(TransportError, match=r"runs already .* call stop\(\)"),
+    ):
         broker.start()
 
 
@@ -289,7 +292,7 @@ def test_the_working_directory_is_no_place_to_find_a_broker(
     install(bin_directory, "exit 1")
     assert available() == ["mosquitto"]
     monkeypatch.chdir(bin_directory)
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("PATH", f"{os.pathsep}/nowhere")
     assert available() == []
 
 
@@ -358,11 +361,12 @@ def test_a_missing_temporary_directory_is_named(kind: str, temporary: Path) -> N
 
 
 @contextmanager
-def parent(kind: str, then: str) -> Iterator[tuple["subprocess.Popen[str]", int, int]]:
+def parent(kind: str, then: str, *, before: str = "") -> Iterator[tuple["subprocess.Popen[str]", int, int]]:
     """A process that has started a broker, and the broker's process number and port."""
     script = f"""
-import os, subprocess, sys, threading
+import os, resource, signal, subprocess, sys, threading, time
 from broker.embedded import EmbeddedBroker
+{before}
 broker = EmbeddedBroker({kind!r})
 broker.start()
 print(broker.pid, broker.port, flush=True)
@@ -400,11 +404,11 @@ def test_a_parent_that_is_killed_takes_its_broker_along(
 
 
 @pytest.mark.parametrize(
-    "end", ["", "raise RuntimeError", "raise KeyboardInterrupt", "sys.exit(3)", "os._exit(3)"], ids=lambda end: end or "return"
+    "end",
+    ["", "raise RuntimeError", "raise KeyboardInterrupt", "sys.exit(3)", "os._exit(3)"],
+    ids=lambda end: end or "return",
 )
-def test_a_parent_that_ends_without_stop_takes_its_broker_along(
-    kind: str, end: str, temporary: Path
-) -> None:
+def test_a_parent_that_ends_without_stop_takes_its_broker_along(kind: str, end: str, temporary: Path) -> None:
     with parent(kind, end) as (_, pid, _):
         eventually(lambda: not is_alive(pid) and is_empty(temporary))
 
@@ -418,17 +422,11 @@ def test_a_parent_that_ends_without_stop_takes_its_broker_along(
     ],
     ids=["child", "child that inherits descriptors", "fork"],
 )
-def test_a_child_of_the_parent_does_not_keep_the_broker_alive(
-    kind: str, child: str, temporary: Path
-) -> None:
-    # The child's standard output is the parent's: its end-of-file is the child's end.
-    with parent(kind, f"child = {child}\nprint(getattr(child, 'pid', child), flush=True)\n{WAITS}") as (
-        process,
-        pid,
-        _,
-    ):
+def test_a_child_of_the_parent_does_not_keep_the_broker_alive(kind: str, child: str, temporary: Path) -> None:
+    tells = "if child: print(getattr(child, 'pid', child), flush=True)"  # of a fork only the parent
+    with parent(kind, f"child = {child}\n{tells}\n{WAITS}") as (process, pid, _):
         assert process.stdout is not None
-        child_pid = int(process.stdout.readline()) or int(process.stdout.readline())
+        child_pid = int(process.stdout.readline())
         process.kill()
         eventually(lambda: not is_alive(pid) and is_empty(temporary))
         assert is_alive(child_pid)
@@ -470,6 +468,24 @@ print(broker.pid, flush=True)
         assert answers(port)
 
 
+def test_the_parents_limit_of_open_files_is_not_the_brokers(kind: str) -> None:
+    few = "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))"
+    with parent(kind, WAITS, before=few) as (_, _, port), ExitStack() as connections:
+        for _ in range(100):
+            connection = connections.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.settimeout(PATIENCE_S)
+            connection.sendall(CONNECT["3.1.1"])
+            assert connection.recv(4) == b"\x20\x02\x00\x00"
+
+
+def test_a_parent_that_blocks_signals_still_stops_its_broker_gently(kind: str) -> None:
+    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})"
+    timed = "began = time.monotonic()\nbroker.stop()\nprint(time.monotonic() - began, flush=True)"
+    with parent(kind, timed, before=blocked) as (process, _, _):
+        assert process.stdout is not None
+        assert float(process.stdout.readline()) < GRACE_S
+
+
 def test_a_supervisor_that_is_asked_to_end_ends_its_broker(kind: str, temporary: Path) -> None:
     with EmbeddedBroker(kind) as broker:
         pid = broker.pid
@@ -496,7 +512,7 @@ def supervisor_of(broker: EmbeddedBroker) -> int:
 def test_a_parent_killed_at_any_moment_of_the_start_leaves_nothing(
     kind: str, delay_ms: int, temporary: Path
 ) -> None:
-    # The supervisor and the broker have the directory among their arguments, and so has a fork before its exec.
+    # The supervisor and the broker have the directory among their arguments, so has a fork before its exec.
     script = f"""
 import sys
 from broker.embedded import EmbeddedBroker

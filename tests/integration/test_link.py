@@ -119,8 +119,7 @@ def test_the_broker_says_the_will_of_a_dead_link_and_not_of_one_that_left(broker
     broker.until(lambda: any(event.topic == "s/dead" for event in received(watcher)))
     seen = {event.topic: event.payload for event in received(watcher)}
     assert seen == {"s/dead": b"lost", "s/left": b"disconnected"}
-    dead._wake_receiver.close()
-    dead._wake_sender.close()
+    dead.close()
 
 
 def test_a_link_comes_back_with_its_subscriptions_after_the_broker_died(broker: Broker) -> None:

@@ -1,0 +1,231 @@
+"""A second device, made of nothing but what docs/protocol.md says: no code of edge_fi, no numpy.
+
+It exists to show that the document is complete. It keeps what the vectors ask about: the handshake, queries,
+answers, SETTLED. No clock and no retries: those belong to whoever drives it.
+"""
+
+import hmac
+import math
+import struct
+from hashlib import blake2b
+from typing import Any
+
+from nacl import bindings
+from nacl.exceptions import CryptoError
+
+DTYPES = (4, 2, 1, 1)  # float32, float16, uint8, int8
+BITS = {2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+SIZES = {0x01: (91, 1_000_000), 0x02: (24, 4121), 0x03: (26, 26), 0x10: (60, 256), 0x11: (52, 256)}
+SIZES |= {0x12: (24, 1024), 0x20: (25, 1_000_000), 0x21: (25, 1_000_000)}
+
+
+class DropError(Exception):
+    """A frame is dropped; the argument is the reason."""
+
+
+def check(good: object, reason: str) -> None:
+    if not good:
+        raise DropError(reason)
+
+
+def derive(key: bytes, person: str, context: bytes = b"", size: int = 32) -> bytes:
+    return blake2b(context, digest_size=size, key=key, person=person.encode()).digest()
+
+
+def crypt(sealed: bytes, key: bytes, number: int, header: bytes, *, opening: bool) -> bytes:
+    nonce = struct.pack("<IQ", 0, number)
+    if not opening:
+        return bindings.crypto_aead_chacha20poly1305_ietf_encrypt(sealed, header, nonce, key)
+    try:
+        return bindings.crypto_aead_chacha20poly1305_ietf_decrypt(sealed, header, nonce, key)
+    except CryptoError:
+        raise DropError("seal") from None
+
+
+def dh(private: bytes, public: bytes) -> bytes:
+    try:
+        return bindings.crypto_scalarmult(private, public)
+    except CryptoError:
+        raise DropError("key") from None
+
+
+def hkdf(chain: bytes, material: bytes) -> tuple[bytes, bytes]:
+    secret = hmac.digest(chain, material, "blake2b")
+    first = hmac.digest(secret, b"\x01", "blake2b")
+    return first, hmac.digest(secret, first + b"\x02", "blake2b")
+
+
+class SecondDevice:
+    """One device. `config`: the fields of a session vector that a device has from the start."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        take = {name: bytes.fromhex(config[name]) for name in ("member_private", "gateway_public")}
+        self.static, self.gateway = take["member_private"], take["gateway_public"]
+        self.verify_key, self.model = bytes.fromhex(config["gateway_verify"]), bytes.fromhex(config["model"])
+        self.index, self.task = config["index"], config["task"]
+        name = config["federation"].encode()
+        self.name = bytes([len(name)]) + name
+        self.prologue = b"fi1" + self.name + b"\x06device" + struct.pack(">H", self.index)
+        self.known = list(range(len(self.task["labels"])))
+        self.waiting = self.joined = False
+        self.welcomed = b""
+        self.asked: dict[int, dict[str, Any]] = {}
+
+    def task_digest(self) -> bytes:
+        task, labels = self.task, [label.encode() for label in self.task["labels"]]
+        kind = ("float32", "float16", "uint8", "int8").index(task["dtype"])
+        parts = struct.pack(
+            f">BBB{len(task['shape'])}I", task["number"], kind, len(task["shape"]), *task["shape"]
+        )
+        parts += struct.pack(">hhH", *task["log_weight"], len(labels))
+        parts += b"".join(bytes([len(label)]) + label for label in labels)
+        return blake2b(parts, digest_size=8, person=b"fi1 task").digest()
+
+    def hello(self, ephemeral: bytes) -> bytes:
+        self.ephemeral, self.waiting = ephemeral, True
+        mine = bindings.crypto_scalarmult_base(self.static)
+        self.hash = self.chain = b"Noise_KK_25519_ChaChaPoly_BLAKE2b".ljust(64, b"\0")
+        public = bindings.crypto_scalarmult_base(ephemeral)
+        for part in (self.prologue, mine, self.gateway, public):
+            self.hash = blake2b(self.hash + part).digest()
+        static_shared = dh(self.static, self.gateway)
+        self.chain, _ = hkdf(self.chain, dh(ephemeral, self.gateway))
+        self.chain, key = hkdf(self.chain, static_shared)
+        payload = self.model + bytes([self.task["number"]]) + self.task_digest()
+        sealed = crypt(payload, key[:32], 0, self.hash, opening=False)
+        self.hash = blake2b(self.hash + sealed).digest()
+        maced = struct.pack(">BBH", 0x10, 0, self.index) + public + sealed
+        mac_key = derive(static_shared, "fi1 hello key", self.prologue)
+        return maced + derive(mac_key, "fi1 hello mac", maced, 8)
+
+    def receive(self, level: str, frame: bytes) -> bytes:
+        """The frame to answer with, or nothing; raises DropError. level: `q` or `d`, of the topic."""
+        check(frame, "length")
+        check(frame[0] in SIZES, "type")
+        least, greatest = SIZES[frame[0]]
+        check(least <= len(frame) <= greatest, "length")
+        taker = {
+            (1, "q"): self.query,
+            (1, "d"): self.query,
+            (3, "q"): self.settled,
+            (0x11, "d"): self.welcome,
+        }
+        check((frame[0], level) in taker, "direction")
+        if frame[0] == 0x11 and frame == self.welcomed:
+            return self.ready()
+        check(frame[0] != 0x11 or self.waiting, "unexpected")
+        check(frame[1] == 0, "flags")
+        return taker[frame[0], level](frame)
+
+    def welcome(self, frame: bytes) -> bytes:
+        check(struct.unpack_from(">H", frame, 2)[0] == self.index, "index")
+        public, sealed = frame[4:36], frame[36:]
+        mixed = blake2b(self.hash + public).digest()
+        chain, _ = hkdf(self.chain, dh(self.ephemeral, public))
+        chain, key = hkdf(chain, dh(self.static, public))
+        payload = crypt(sealed, key[:32], 0, mixed, opening=True)
+        check(len(payload) == 47 and payload[0] < 16, "payload")
+        up, _ = (part[:32] for part in hkdf(chain, b""))
+        self.session, _, _, self.epoch, self.floor, epoch_key = struct.unpack(">BIHII32s", payload)
+        self.seal_key, self.hash_key = (
+            derive(epoch_key, "fi1 query seal"),
+            derive(epoch_key, "fi1 query hash"),
+        )
+        self.answer_key, self.up_key = derive(up, "fi1 answer"), derive(up, "fi1 frame")
+        self.counter, self.highest, self.asked = 0, self.floor, {}
+        self.waiting, self.joined, self.welcomed = False, True, frame
+        return self.ready()
+
+    def ready(self) -> bytes:
+        header = struct.pack(">BBHI", 0x12, self.session << 4, self.index, self.counter)
+        self.counter += 1
+        return header + crypt(b"\0\xfe", self.up_key, self.counter - 1, header, opening=False)
+
+    def query(self, frame: bytes) -> bytes:
+        epoch, seq = struct.unpack_from(">II", frame, 2)
+        held = self.joined and epoch == self.epoch
+        asked, query_hash, plain = None, b"", b""
+        if held:
+            check(seq >= self.floor and seq > self.highest - 1024, "stale")
+            query_hash, asked = derive(self.hash_key, "fi1 query hash", frame), self.asked.get(seq)
+            if asked is not None and asked["hash"] == query_hash:
+                return bytes(asked["answer"])
+            plain = crypt(frame[10:-64], self.seal_key, seq, frame[:10], opening=True)
+        try:
+            bindings.crypto_sign_open(frame[-64:] + b"fi1 query" + self.name + frame[:-64], self.verify_key)
+        except CryptoError:
+            raise DropError("signature") from None
+        check(held, "epoch")
+        check(asked is None, "conflict")
+        check(len(plain) >= 17, "payload")
+        task, forms, deadline, settle, kind, rank = struct.unpack_from(">BHI8sBB", plain)
+        check(
+            deadline <= 86_400_000 and kind < 4 and 1 <= rank <= 8 and len(plain) >= 17 + 4 * rank, "payload"
+        )
+        shape = list(struct.unpack_from(f">{rank}I", plain, 17))
+        size, content = math.prod(shape) * DTYPES[kind], plain[17 + 4 * rank :]
+        check(0 < size <= 900_000 and len(content) == size, "payload")
+        name = ("float32", "float16", "uint8", "int8")[kind]
+        check([task, name, shape] == [self.task[key] for key in ("number", "dtype", "shape")], "task")
+        self.asked[seq] = {"hash": query_hash, "settle": settle, "forms": forms, "answer": b"", "open": True}
+        self.highest, self.tensor = max(self.highest, seq), content
+        return b""
+
+    def settled(self, frame: bytes) -> bytes:
+        epoch, seq = struct.unpack_from(">II", frame, 2)
+        check(self.joined and epoch == self.epoch and seq in self.asked, "unknown_query")
+        digest = derive(frame[10:], "fi1 settled", frame[2:10] + self.name, 8)
+        check(hmac.compare_digest(digest, self.asked[seq]["settle"]), "settled")
+        self.asked[seq]["open"] = False
+        return b""
+
+    def answer(self, seq: int, scores: list[float] | None) -> bytes:
+        """The model's scores, one for each class in `known`, made an ANSWER."""
+        asked = self.asked[seq]
+        check(asked["open"] and not asked["answer"], "ticket")
+        form, code = self.vote(asked["forms"], scores)
+        header = struct.pack(">BBHI", 0x02, self.session << 4 | form, self.index, seq)
+        context = header + struct.pack(">I", self.epoch) + asked["hash"] + self.model
+        key = derive(self.answer_key, "fi1 answer key", context)
+        asked["answer"] = header + crypt(code, key, 0, header, opening=False)
+        return bytes(asked["answer"])
+
+    def vote(self, forms: int, scores: list[float] | None) -> tuple[int, bytes]:
+        allowed, classes = [form for form in range(1, 8) if forms >> form & 1], len(self.task["labels"])
+        if (
+            scores is None
+            or len(scores) != len(self.known)
+            or not all(map(math.isfinite, scores))
+            or not allowed
+        ):
+            return 0, b""
+        odds = [math.exp(score - max(scores)) for score in scores]
+        probabilities = [0.0] * classes
+        for label, odd in zip(self.known, odds, strict=True):
+            probabilities[label] = odd / sum(odds)
+        form = max(allowed, key=lambda form: (size(form, classes), form))
+        return form, encode(form, probabilities, math.log(max(probabilities)), self.task["log_weight"])
+
+
+def size(form: int, classes: int) -> int:
+    if form == 1:
+        return 2 if classes <= 256 else 3
+    return 1 + classes if form == 7 else 1 + (classes * BITS[form] + 7) // 8
+
+
+def encode(form: int, probabilities: list[float], log_weight: float, scale: list[int]) -> bytes:
+    (low, high), classes, top = scale, len(probabilities), max(probabilities)
+    weight = (min(max(log_weight, low), high) - low) / (high - low)
+    if form == 1:
+        share = min(max(math.floor((top - 1 / classes) / (1 - 1 / classes) * 8), 0), 7)
+        value = probabilities.index(top) << 8 | share << 5 | math.floor(weight * 31 + 0.5)
+        return value.to_bytes(size(form, classes), "big")
+    leading = bytes([math.floor(weight * 255 + 0.5)])
+    if form == 7:
+        below = [(math.log(top) - math.log(p)) * 16 if p else None for p in probabilities]
+        return leading + bytes(255 if b is None else min(math.floor(b + 0.5), 254) for b in below)
+    bits, value = BITS[form], 0
+    for p in probabilities:
+        value = value << bits | math.floor(p / top * (2**bits - 1) + 0.5)
+    length = size(form, classes) - 1
+    return leading + (value << length * 8 - bits * classes).to_bytes(length, "big")

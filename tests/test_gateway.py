@@ -1,0 +1,592 @@
+"""The gateway machine alone: every input by hand, every effect exactly."""
+
+import numpy as np
+import pytest
+from federation import (
+    TASK,
+    TENSOR,
+    HandMember,
+    lone_gateway,
+    only_publish,
+    published,
+)
+
+from edge_fi import gateway as gateway_module
+from edge_fi.effects import Deliver, Effect, Joined, Noticed, Publish, Rejected
+from edge_fi.gateway import (
+    CLOSED_KEPT,
+    MAX_AHEAD,
+    MISSED_UNTIL_SILENT,
+    OUTCOMES_KEPT,
+    WELCOME_AGAIN_US,
+    Gateway,
+)
+from edge_fi.messages import Fate, Form, Outcome, Status, Task, Tensor
+from edge_fi.replay import WINDOW
+from edge_fi.round import RoundPolicy
+from edge_fi.wire import frames, votes
+from edge_fi.wire.payloads import decode_query
+
+Q = "fi1/acme/q/1"
+A = "fi1/acme/a/pi-1"
+D = "fi1/acme/d/pi-1"
+S = "fi1/acme/s/pi-1"
+CA = "fi1/acme/ca/laptop-1"
+CD = "fi1/acme/cd/laptop-1"
+G = "fi1/acme/gateway/state"
+SECOND = 1_000_000
+LATER = 60 * SECOND
+OTHER_TASK = Task(name="sorts", number=1, labels=("a", "b", "c", "e"), shape=(2,), dtype="uint8")
+
+
+def code(label: int, *, weight: float = 0.0) -> bytes:
+    """A label vote that is as sure as can be."""
+    probabilities = np.full(4, 0.0)
+    probabilities[label] = 1.0
+    return votes.quantize(Form.LABEL, probabilities, weight, scale=TASK.log_weight)
+
+
+def outcome_of(effects: list[Effect]) -> Outcome:
+    """The one outcome delivered among these effects."""
+    (outcome,) = [effect.outcome for effect in effects if isinstance(effect, Deliver)]
+    return outcome
+
+
+def joined(*names: str, policy: RoundPolicy | None = None) -> tuple[Gateway, list[HandMember]]:
+    """A gateway and its devices, all with a session."""
+    names = names or ("pi-1",)
+    gateway = lone_gateway(*names, policy=policy)
+    return gateway, [HandMember(name, index).join(gateway) for index, name in enumerate(names, 1)]
+
+
+def with_client(policy: RoundPolicy | None = None) -> tuple[Gateway, HandMember, HandMember]:
+    """A gateway with one device and one client, both with a session."""
+    gateway = lone_gateway("pi-1", clients=["laptop-1"], policy=policy)
+    client = HandMember("laptop-1", 101, "client").join(gateway, ready=False)
+    return gateway, HandMember().join(gateway), client
+
+
+def ask(gateway: Gateway, *, now: int = 0, policy: RoundPolicy | None = None) -> bytes:
+    """Ask, and return the QUERY frame."""
+    return only_publish(gateway.ask(1, TENSOR, reference="me", now=now, policy=policy)).payload
+
+
+# Connecting
+
+
+def test_a_gateway_subscribes_to_members_topics_and_its_own_state_and_to_no_tree() -> None:
+    assert lone_gateway().subscriptions == ["fi1/acme/a/+", "fi1/acme/s/+", "fi1/acme/ca/+", G]
+
+
+def test_a_gateway_states_its_presence_and_its_boot() -> None:
+    gateway = lone_gateway()
+    (message,) = published(gateway.connected(now=0))
+    assert (message.topic, message.qos, message.retain) == (G, 1, True)
+    assert message.payload.startswith(b"ready ") and len(message.payload) == 14
+    assert gateway.will == Publish(G, b"lost", qos=1, retain=True)
+    assert gateway.farewell == [Publish(G, b"disconnected", qos=1, retain=True)]
+
+
+def test_a_wrong_retained_state_is_corrected_at_once_and_then_once_a_second() -> None:
+    gateway = lone_gateway()
+    (state,) = published(gateway.connected(now=0))
+    assert gateway.receive(G, state.payload, now=5) == []
+    assert gateway.receive(G, b"lost", now=5) == [state]
+    assert gateway.receive(G, b"ready 00000001", now=6) == []
+    assert gateway.receive(G, b"ready 00000002", now=7) == []
+    assert gateway.next_deadline() == 5 + SECOND
+    assert gateway.tick(now=5 + SECOND) == [state]
+    assert gateway.next_deadline() is None
+    assert gateway.receive(G, b"lost", now=5 + 2 * SECOND) == [state]
+
+
+def test_two_runs_of_a_gateway_have_different_boots_and_epochs() -> None:
+    one, other = (lone_gateway(life=life) for life in (0, 1))
+    assert one.connected(now=0) != other.connected(now=0)
+    mine, theirs = (HandMember().join(gateway).welcomed for gateway in (one, other))
+    assert mine is not None and theirs is not None
+    assert mine.epoch != theirs.epoch and mine.epoch_key != theirs.epoch_key
+
+
+def test_a_gateway_that_reconnects_sends_open_queries_again_with_the_same_bytes() -> None:
+    gateway, _ = joined()
+    query = ask(gateway)
+    assert gateway.disconnected(now=1) == []
+    assert gateway.connected(now=2)[1:] == [Publish(Q, query)]
+
+
+@pytest.mark.parametrize("word", ["init", "ready", "disconnected", "lost"])
+def test_a_devices_presence_is_noticed_and_changes_nothing(word: str) -> None:
+    gateway, _ = joined()
+    assert gateway.receive(S, word.encode(), now=0) == [Noticed("pi-1", word)]
+    assert gateway.online(1) == ("pi-1",)
+
+
+# Sessions
+
+
+def test_a_device_is_online_when_a_frame_opened_and_not_before() -> None:
+    gateway, device = lone_gateway(), HandMember()
+    answer = only_publish(gateway.receive(A, device.hello(), now=0))
+    assert answer.topic == D and gateway.online(1) == ()
+    device.welcome(answer.payload)
+    assert gateway.receive(A, device.ready(), now=0) == [Joined("pi-1")]
+    assert gateway.online(1) == ("pi-1",)
+
+
+def test_the_same_hello_gets_the_same_welcome() -> None:
+    gateway, hello = lone_gateway(), HandMember().hello()
+    first = gateway.receive(A, hello, now=0)
+    assert gateway.receive(A, hello, now=1) == first
+    assert len(first) == 1
+
+
+def test_a_welcome_that_nothing_answers_is_sent_again_three_times() -> None:
+    gateway = lone_gateway()
+    welcome = gateway.receive(A, HandMember().hello(), now=0)
+    for wait_us in WELCOME_AGAIN_US:
+        assert gateway.next_deadline() == wait_us
+        assert gateway.tick(now=wait_us) == welcome
+    assert gateway.next_deadline() is None
+
+
+def test_a_welcome_that_was_answered_is_not_sent_again() -> None:
+    gateway, _ = joined()
+    assert gateway.tick(now=WELCOME_AGAIN_US[-1]) == []
+
+
+def test_an_answer_does_what_ready_does() -> None:
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    query = ask(gateway)
+    second.join(gateway, ready=False)
+    first.join(gateway, ready=False)
+    effects = gateway.receive(A, first.answer(query, code(2)), now=1)
+    assert effects == [Joined("pi-1")]
+
+
+def test_a_second_ready_says_nothing_new() -> None:
+    gateway, (device,) = joined()
+    assert gateway.receive(A, device.ready(), now=1) == []
+
+
+def test_a_ready_of_another_size_is_refused_and_begins_nothing() -> None:
+    gateway = lone_gateway()
+    device = HandMember().join(gateway, ready=False)
+    assert gateway.receive(A, device.ready(b"\0"), now=1) == [Rejected(reason="payload", peer="pi-1")]
+    assert gateway.online(1) == ()
+
+
+def test_a_welcome_names_the_lowest_seq_that_is_open() -> None:
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    query = ask(gateway)
+    ask(gateway)
+    for peer in (first, second):
+        gateway.receive(peer.topic, peer.answer(query, code(0)), now=1)
+    welcomed = HandMember(life=1).join(gateway).welcomed
+    assert welcomed is not None and welcomed.floor == 2
+
+
+def test_the_rejoin_window_grows_with_the_roster() -> None:
+    few, many = lone_gateway("pi-1"), lone_gateway(*(f"pi-{n}" for n in range(1, 101)))
+    windows = [HandMember().join(gateway).welcomed for gateway in (few, many)]
+    assert [w.rejoin_window_ms for w in windows if w is not None] == [100, 500]
+
+
+def test_a_device_whose_task_file_differs_is_refused_by_name() -> None:
+    gateway = lone_gateway()
+    hello = HandMember().hello(task=OTHER_TASK)
+    assert gateway.receive(A, hello, now=0) == [Rejected(reason="task_mismatch", peer="pi-1")]
+
+
+def test_a_device_of_an_unknown_task_is_refused() -> None:
+    gateway = lone_gateway()
+    hello = HandMember().hello(task=Task(name="x", number=9, labels=("a", "b"), shape=(1,), dtype="int8"))
+    assert gateway.receive(A, hello, now=0) == [Rejected(reason="task_mismatch", peer="pi-1")]
+
+
+def test_a_ready_brings_the_open_queries_that_were_missed_to_the_device_alone() -> None:
+    gateway, (first, _) = joined("pi-1", "pi-2")
+    answered, missed = ask(gateway), ask(gateway)
+    gateway.receive(A, first.answer(answered, code(0)), now=1)
+    assert gateway.receive(A, first.ready(), now=2) == [Publish(D, missed)]
+
+
+# Rounds
+
+
+def test_a_query_goes_to_the_topic_of_its_task_sealed_and_signed() -> None:
+    gateway, (device,) = joined(policy=RoundPolicy(timeout_s=1.5))
+    (effect,) = gateway.ask(1, TENSOR, reference="me", now=0)
+    assert isinstance(effect, Publish) and (effect.topic, effect.qos, effect.retain) == (Q, 0, False)
+    frame = frames.parse_query(effect.payload)
+    assert device.epoch is not None and frame.seq == 1
+    query = decode_query(device.epoch.open_query(frame.sealed, seq=1, header=frame.header))
+    assert (query.task, query.deadline_ms, query.tensor) == (1, 1500, TENSOR)
+    assert query.forms == frozenset({Form.LABEL})
+
+
+def test_a_round_closes_when_everybody_awaited_has_answered() -> None:
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    query = ask(gateway, now=5)
+    assert gateway.receive(A, first.answer(query, code(1)), now=6) == []
+    outcome = outcome_of(gateway.receive(second.topic, second.answer(query, code(1)), now=25))
+    assert (outcome.status, outcome.label, outcome.agreement) == (Status.ANSWERED, 1, 1.0)
+    assert outcome.fates == (("pi-1", Fate.COUNTED), ("pi-2", Fate.COUNTED))
+    assert (outcome.seq, outcome.elapsed_us, len(outcome.votes)) == (1, 20, 2)
+
+
+def test_silent_devices_are_asked_once_more_with_the_same_bytes() -> None:
+    gateway, (first, _) = joined("pi-1", "pi-2")
+    gateway.tick(now=LATER)
+    query = ask(gateway, now=LATER)
+    gateway.receive(A, first.answer(query, code(0)), now=LATER + 1)
+    assert gateway.next_deadline() == LATER + SECOND // 2
+    assert gateway.tick(now=LATER + SECOND // 2 - 1) == []
+    assert gateway.tick(now=LATER + SECOND // 2) == [Publish("fi1/acme/d/pi-2", query)]
+    assert gateway.next_deadline() == LATER + 2 * SECOND
+
+
+def test_no_re_ask_comes_after_the_deadline() -> None:
+    gateway, _ = joined(policy=RoundPolicy(timeout_s=0.5, reask_s=0.5))
+    gateway.tick(now=LATER)
+    ask(gateway, now=LATER)
+    (effect,) = gateway.tick(now=LATER + SECOND // 2)
+    assert isinstance(effect, Deliver) and effect.outcome.status is Status.NO_QUORUM
+
+
+def test_a_deadline_names_who_is_missing() -> None:
+    gateway, (first, _) = joined("pi-1", "pi-2")
+    query = ask(gateway)
+    gateway.receive(A, first.answer(query, code(3)), now=1)
+    outcome = outcome_of(gateway.tick(now=2 * SECOND))
+    assert (outcome.status, outcome.label) == (Status.ANSWERED, 3)
+    assert outcome.members(Fate.MISSING) == ("pi-2",)
+
+
+def test_enough_votes_settle_a_round_and_silence_the_others() -> None:
+    gateway, (first, _) = joined("pi-1", "pi-2", policy=RoundPolicy(stop_after=1))
+    query = ask(gateway)
+    delivered, settled = gateway.receive(A, first.answer(query, code(0)), now=1)
+    assert isinstance(delivered, Deliver)
+    assert delivered.outcome.members(Fate.SILENCED) == ("pi-2",)
+    assert isinstance(settled, Publish) and settled.topic == Q and settled.payload[0] == 0x03
+
+
+def test_an_answer_after_the_close_is_late_and_changes_nothing() -> None:
+    gateway, (first, second) = joined("pi-1", "pi-2", policy=RoundPolicy(stop_after=1))
+    query = ask(gateway)
+    gateway.receive(A, first.answer(query, code(0)), now=1)
+    late = second.answer(query, code(1))
+    assert gateway.receive(second.topic, late, now=2) == [Rejected(reason="late", peer="pi-2", seq=1)]
+    assert gateway.receive(second.topic, late, now=3) == [Rejected(reason="duplicate", peer="pi-2", seq=1)]
+
+
+def test_a_round_that_everybody_declined_is_abstained() -> None:
+    gateway, (device,) = joined()
+    query = ask(gateway)
+    outcome = outcome_of(gateway.receive(A, device.answer(query, b"", form=Form.ABSTAIN), now=1))
+    assert outcome.status is Status.ABSTAINED and outcome.label is None
+    assert outcome.members(Fate.DECLINED) == ("pi-1",)
+
+
+def test_fewer_votes_than_the_quorum_are_no_outcome() -> None:
+    gateway, (first, _) = joined("pi-1", "pi-2", policy=RoundPolicy(quorum=2))
+    query = ask(gateway)
+    gateway.receive(A, first.answer(query, code(0)), now=1)
+    outcome = outcome_of(gateway.tick(now=2 * SECOND))
+    assert (outcome.status, outcome.label, outcome.probabilities) == (Status.NO_QUORUM, None, ())
+
+
+def test_without_members_the_outcome_comes_at_once() -> None:
+    gateway = lone_gateway()
+    effects = gateway.ask(1, TENSOR, reference="me", now=0)
+    assert effects == [Deliver("me", Outcome(status=Status.NO_MEMBERS))]
+
+
+def test_a_device_that_was_not_asked_has_no_vote() -> None:
+    gateway = lone_gateway("pi-1", "pi-2")
+    HandMember("pi-1", 1).join(gateway)
+    late = HandMember("pi-2", 2).join(gateway, ready=False)
+    query = ask(gateway)
+    assert gateway.receive(late.topic, late.answer(query, code(0)), now=1) == [
+        Joined("pi-2"),
+        Rejected(reason="not_asked", peer="pi-2", seq=1),
+    ]
+
+
+@pytest.mark.parametrize(("form", "content"), [(Form.ABSTAIN, b"\0"), (Form.LABEL, b"\0")])
+def test_a_vote_that_no_encoder_makes_is_refused_and_the_device_stays_asked(
+    form: Form, content: bytes
+) -> None:
+    gateway, (device,) = joined()
+    query = ask(gateway)
+    effects = gateway.receive(A, device.answer(query, content, form=form), now=1)
+    assert effects == [Rejected(reason="vote", peer="pi-1", seq=1)]
+    assert outcome_of(gateway.receive(A, device.answer(query, code(2)), now=2)).label == 2
+
+
+def test_an_answer_of_another_model_than_the_session_named_does_not_open() -> None:
+    gateway, (device,) = joined()
+    query = ask(gateway)
+    effects = gateway.receive(A, device.answer(query, code(0), model=b"model-02"), now=1)
+    assert effects == [Rejected(reason="seal", peer="pi-1")]
+
+
+def test_callers_mistakes_are_errors_and_nothing_is_sent() -> None:
+    gateway, _ = joined()
+    with pytest.raises(ValueError, match="no task number 2"):
+        gateway.ask(2, TENSOR, reference="me", now=0)
+    with pytest.raises(ValueError, match=r"takes uint8 \[2\], not uint8 \[3\] of 3 bytes"):
+        gateway.ask(1, Tensor("uint8", (3,), b"abc"), reference="me", now=0)
+    with pytest.raises(ValueError, match="no strategy 'loudest'"):
+        gateway.ask(1, TENSOR, reference="me", now=0, policy=RoundPolicy(strategy="loudest"))
+    assert frames.parse_query(ask(gateway)).seq == 1
+
+
+def test_a_strategy_of_the_users_own_is_used() -> None:
+    gateway = Gateway(
+        lone_gateway().identity,
+        [],
+        [TASK],
+        lambda size: bytes(size),
+        strategies={"last": lambda probabilities, log_weights: probabilities[-1]},
+        policy=RoundPolicy(strategy="last"),
+    )
+    assert outcome_of(gateway.ask(1, TENSOR, reference="me", now=0)).status is Status.NO_MEMBERS
+
+
+# Silent members
+
+
+def silence(gateway: Gateway, present: HandMember, *, rounds: int, now: int) -> int:
+    """So many rounds that only this device answers. Returns when the last is over."""
+    for _ in range(rounds):
+        query = ask(gateway, now=now)
+        gateway.receive(present.topic, present.answer(query, code(0)), now=now)
+        now += 2 * SECOND
+        gateway.tick(now=now)
+    return now
+
+
+def test_a_member_that_missed_three_rounds_is_asked_but_not_awaited() -> None:
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    now = silence(gateway, first, rounds=MISSED_UNTIL_SILENT, now=LATER)
+    query = ask(gateway, now=now)
+    outcome = outcome_of(gateway.receive(A, first.answer(query, code(0)), now=now))
+    assert outcome.members(Fate.MISSING) == ("pi-2",)
+    late = gateway.receive(second.topic, second.answer(query, code(0)), now=now)
+    assert late == [Rejected(reason="late", peer="pi-2", seq=4)]
+    query = ask(gateway, now=now)
+    assert gateway.receive(A, first.answer(query, code(0)), now=now) == []
+
+
+def test_two_missed_rounds_are_not_enough_to_be_given_up() -> None:
+    gateway, (first, _) = joined("pi-1", "pi-2")
+    now = silence(gateway, first, rounds=MISSED_UNTIL_SILENT - 1, now=LATER)
+    query = ask(gateway, now=now)
+    assert gateway.receive(A, first.answer(query, code(0)), now=now) == []
+
+
+def test_a_ready_makes_a_silent_member_awaited_again() -> None:
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    now = silence(gateway, first, rounds=MISSED_UNTIL_SILENT, now=LATER)
+    gateway.receive(second.topic, second.ready(), now=now)
+    query = ask(gateway, now=now)
+    assert gateway.receive(A, first.answer(query, code(0)), now=now) == []
+
+
+def test_a_replayed_answer_does_not_make_a_silent_member_awaited() -> None:
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    query = ask(gateway, now=LATER)
+    old = second.answer(query, code(0))
+    gateway.receive(second.topic, old, now=LATER)
+    gateway.receive(A, first.answer(query, code(0)), now=LATER)
+    now = silence(gateway, first, rounds=MISSED_UNTIL_SILENT, now=LATER)
+    assert gateway.receive(second.topic, old, now=now) == [Rejected(reason="duplicate", peer="pi-2", seq=1)]
+    query = ask(gateway, now=now)
+    assert outcome_of(gateway.receive(A, first.answer(query, code(0)), now=now)).label == 0
+
+
+def test_where_everybody_is_silent_everybody_is_awaited() -> None:
+    gateway, (device,) = joined()
+    now = LATER
+    for _ in range(MISSED_UNTIL_SILENT):
+        ask(gateway, now=now)
+        now += 2 * SECOND
+        gateway.tick(now=now)
+    query = ask(gateway, now=now)
+    assert outcome_of(gateway.receive(A, device.answer(query, code(1)), now=now)).label == 1
+
+
+# Limits
+
+
+def test_a_task_with_512_open_queries_is_overloaded_until_the_oldest_closes() -> None:
+    gateway, (device,) = joined()
+    oldest = ask(gateway)
+    for _ in range(MAX_AHEAD - 1):
+        ask(gateway)
+    assert gateway.ask(1, TENSOR, reference="me", now=0) == [Deliver("me", Outcome(status=Status.OVERLOADED))]
+    gateway.receive(A, device.answer(oldest, code(0)), now=1)
+    assert frames.parse_query(ask(gateway, now=1)).seq == MAX_AHEAD + 1
+    assert MAX_AHEAD < WINDOW
+
+
+def test_an_epoch_ends_before_its_sequence_numbers_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_module, "MAX_SEQ", 1)
+    gateway, _ = joined()
+    ask(gateway)
+    assert outcome_of(gateway.ask(1, TENSOR, reference="me", now=0)).status is Status.OVERLOADED
+
+
+def test_closed_rounds_are_remembered_up_to_a_limit() -> None:
+    gateway, (device,) = joined()
+    queries = [ask(gateway) for _ in range(CLOSED_KEPT + 1)]
+    for query in queries:
+        gateway.receive(A, device.answer(query, code(0)), now=1)
+    first, second = (device.answer(query, code(0)) for query in queries[:2])
+    assert gateway.receive(A, first, now=2) == [Rejected(reason="unknown_query", peer="pi-1")]
+    assert gateway.receive(A, second, now=2) == [Rejected(reason="duplicate", peer="pi-1", seq=2)]
+
+
+def test_a_closed_round_keeps_no_votes_and_its_outcome_does() -> None:
+    gateway, (device,) = joined()
+    query = ask(gateway)
+    outcome = outcome_of(gateway.receive(A, device.answer(query, code(0)), now=1))
+    (closed,) = gateway._epochs[1].closed.values()
+    assert len(outcome.votes) == 1 and closed.round.votes == {} and closed.frame == b""
+
+
+# Clients
+
+
+def test_a_client_is_delivered_its_outcome_under_its_own_session() -> None:
+    gateway, device, client = with_client()
+    joined_, query = gateway.receive(CA, client.ask(), now=0)
+    assert joined_ == Joined("laptop-1") and isinstance(query, Publish) and query.topic == Q
+    delivered, reply = gateway.receive(A, device.answer(query.payload, code(2)), now=9)
+    assert isinstance(delivered, Deliver) and isinstance(reply, Publish) and reply.topic == CD
+    counter, outcome = client.open(reply.payload)
+    assert (counter, outcome.status, outcome.label, outcome.votes) == (0, Status.ANSWERED, 2, ())
+    assert outcome.fates == (("pi-1", Fate.COUNTED),)
+
+
+def test_a_resent_ask_yields_nothing_while_the_round_is_open_and_the_same_outcome_after() -> None:
+    gateway, device, client = with_client()
+    frame = client.ask()
+    gateway.receive(CA, frame, now=0)
+    assert gateway.receive(CA, frame, now=1) == []
+    reply = only_publish(gateway.receive(A, device.answer(ask_of(gateway), code(2)), now=9))
+    assert gateway.receive(CA, frame, now=10) == [reply]
+
+
+def ask_of(gateway: Gateway) -> bytes:
+    """The one query that is open."""
+    (message,) = gateway.connected(now=0)[1:]
+    assert isinstance(message, Publish)
+    return message.payload
+
+
+def test_other_bytes_under_a_known_counter_get_no_outcome() -> None:
+    gateway, device, client = with_client()
+    frame = client.ask()
+    gateway.receive(CA, frame, now=0)
+    gateway.receive(A, device.answer(ask_of(gateway), code(2)), now=1)
+    forged = frame[:-1] + bytes([frame[-1] ^ 1])
+    assert gateway.receive(CA, forged, now=2) == [Rejected(reason="replay", peer="laptop-1")]
+
+
+def test_a_clients_deadline_shortens_the_gateways() -> None:
+    gateway, _, client = with_client()
+    gateway.tick(now=LATER)
+    gateway.receive(CA, client.ask(deadline_ms=300), now=LATER)
+    delivered, _ = gateway.tick(now=LATER + 300_000)
+    assert isinstance(delivered, Deliver) and delivered.outcome.status is Status.NO_QUORUM
+
+
+def test_a_clients_deadline_cannot_outlast_the_gateways() -> None:
+    gateway, _, client = with_client()
+    gateway.tick(now=LATER)
+    gateway.receive(CA, client.ask(deadline_ms=3_600_000), now=LATER)
+    effects = gateway.tick(now=LATER + 2 * SECOND)
+    assert outcome_of(effects).status is Status.NO_QUORUM
+
+
+@pytest.mark.parametrize(
+    ("task", "tensor"),
+    [(2, TENSOR), (1, Tensor("uint8", (3,), b"abc"))],
+    ids=["no such task", "no such input"],
+)
+def test_a_client_that_asks_nonsense_is_refused(task: int, tensor: Tensor) -> None:
+    gateway, _, client = with_client()
+    reply = only_publish(gateway.receive(CA, client.ask(task=task, tensor=tensor), now=0))
+    assert client.open(reply.payload)[1].status is Status.REFUSED
+
+
+def test_a_clients_ask_that_does_not_decode_is_refused() -> None:
+    gateway, _, client = with_client()
+    reply = only_publish(gateway.receive(CA, client.ask(deadline_ms=0), now=0))
+    assert client.open(reply.payload)[1].status is Status.REFUSED
+
+
+def test_an_outcome_of_a_former_session_answers_no_question_of_the_next() -> None:
+    gateway, device, client = with_client()
+    gateway.receive(CA, client.ask(), now=0)
+    before = ask_of(gateway)
+    again = HandMember("laptop-1", 101, "client", life=1).join(gateway, ready=False)
+    gateway.receive(CA, again.ask(tensor=Tensor("uint8", (2,), b"zz")), now=1)
+    effects = gateway.receive(A, device.answer(before, code(2)), now=2)
+    assert outcome_of(effects).label == 2
+    assert published(effects) == []
+    reply = only_publish(gateway.receive(A, device.answer(ask_of(gateway), code(3)), now=3))
+    assert again.open(reply.payload)[1].label == 3
+
+
+def test_a_client_whose_session_is_new_gets_nothing_of_the_old_one() -> None:
+    gateway, device, client = with_client()
+    gateway.receive(CA, client.ask(), now=0)
+    query = ask_of(gateway)
+    again = HandMember("laptop-1", 101, "client", life=1).join(gateway)
+    assert again.session is not None
+    assert published(gateway.receive(A, device.answer(query, code(2)), now=2)) == []
+
+
+def test_outcomes_are_kept_for_the_latest_64_asks() -> None:
+    gateway, device, client = with_client()
+    asks = [client.ask() for _ in range(OUTCOMES_KEPT + 1)]
+    for frame in asks:
+        gateway.receive(CA, frame, now=0)
+        gateway.receive(A, device.answer(ask_of(gateway), code(0)), now=0)
+    assert gateway.receive(CA, asks[0], now=1) == [Rejected(reason="replay", peer="laptop-1")]
+    assert len(published(gateway.receive(CA, asks[1], now=1))) == 1
+
+
+def test_an_open_ask_is_not_forgotten_for_newer_ones() -> None:
+    gateway, device, client = with_client()
+    gateway.receive(CA, client.ask(), now=0)
+    slow = ask_of(gateway)
+    for _ in range(OUTCOMES_KEPT + 1):
+        gateway.receive(CA, client.ask(), now=0)
+        _, newest = gateway.connected(now=0)[1:]
+        assert isinstance(newest, Publish)
+        gateway.receive(A, device.answer(newest.payload, code(0)), now=0)
+    reply = only_publish(gateway.receive(A, device.answer(slow, code(1)), now=0))
+    counter, outcome = client.open(reply.payload)
+    assert (counter, outcome.label) == (0, 1)
+
+
+def test_a_client_with_64_open_asks_is_overloaded_and_leaves_room_for_others() -> None:
+    gateway, _, client = with_client()
+    for _ in range(OUTCOMES_KEPT):
+        gateway.receive(CA, client.ask(), now=0)
+    for _ in range(3):
+        reply = only_publish(gateway.receive(CA, client.ask(), now=0))
+        assert reply.topic == CD and client.open(reply.payload)[1].status is Status.OVERLOADED
+    assert frames.parse_query(ask(gateway)).seq == OUTCOMES_KEPT + 1
+
+
+def test_a_clients_ready_begins_its_session_and_asks_nothing() -> None:
+    gateway = lone_gateway("pi-1", clients=["laptop-1"])
+    client = HandMember("laptop-1", 101, "client").join(gateway, ready=False)
+    assert gateway.receive(CA, client.ready(b""), now=0) == [Joined("laptop-1")]
+    assert gateway.online(1) == ()

@@ -1,0 +1,840 @@
+"""Make the golden vectors of `fi1`: `python tests/vectors/make.py` writes one JSON file per vector.
+
+Deterministic: every key and every drawn byte is a hash of its name, and every number that depends on a
+library's exp or log is rounded to 10 significant digits. Made with the functions of `wire` and `crypto`;
+that the machines, and a device which shares no code with them, do the same is tests/test_vectors.py.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_fi.crypto import seal
+from edge_fi.crypto.aead import seal as aead_seal
+from edge_fi.crypto.keys import KeyPair, SigningKey, derive, dh
+from edge_fi.crypto.noise import HandshakeKK
+from edge_fi.device import spread
+from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Outcome, Query, Status, Task, Tensor
+from edge_fi.session import Session, hello_key, mqtt_client_id
+from edge_fi.wire import frames, payloads, votes
+from edge_fi.wire.frames import Type
+from edge_fi.wire.payloads import Ask, Hello, Welcome
+
+FOLDER = Path(__file__).parent
+FEDERATION = "acme"
+LOW_ORDER = bytes(32)  # X25519 with this gives zeros, whatever the private key
+Fields = dict[str, Any]
+
+
+def seeded(name: str, size: int = 32) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=size, person=b"fi1 vectors").digest()
+
+
+GATEWAY = KeyPair.from_private(seeded("gateway static"))
+SIGNING = SigningKey.from_seed(seeded("gateway signing"))
+FELLOW = SigningKey.from_seed(seeded("a fellow member's signing key"))
+BOOT = 0xB0070001
+SETTLE_SECRET = seeded("settle secret")
+
+DIGITS = Task(
+    name="digits", number=1, labels=tuple("0123456789"), shape=(8, 8), dtype="uint8", log_weight=(-8, 0)
+)
+PAIR = Task(name="pair", number=2, labels=("no", "yes"), shape=(3,), dtype="int8", log_weight=(-3, -1))
+BIRDS = Task(
+    name="birds",
+    number=17,
+    labels=tuple(f"Vögel {n}" for n in range(17)),
+    shape=(2, 1, 2),
+    dtype="float16",
+    log_weight=(-20, 5),
+)
+MANY = Task(
+    name="many",
+    number=255,
+    labels=tuple(f"c{n}" for n in range(257)),
+    shape=(1, 1, 1, 1, 1, 1, 2, 1),
+    dtype="float32",
+    log_weight=(-8, 0),
+)
+TENSORS = {
+    1: Tensor("uint8", (8, 8), bytes(range(64))),
+    2: Tensor("int8", (3,), np.array([-128, 0, 127], "<i1").tobytes()),
+    17: Tensor("float16", (2, 1, 2), np.array([0.5, -2.0, 65504.0, 0.0], "<f2").tobytes()),
+    255: Tensor("float32", (1, 1, 1, 1, 1, 1, 2, 1), np.array([1.5, -0.25], "<f4").tobytes()),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Sitting:
+    """One session, with everything that either side knows of it."""
+
+    name: str
+    role: str
+    id: str
+    index: int
+    static: KeyPair
+    ephemeral: KeyPair
+    gateway_ephemeral: KeyPair
+    task: Task | None
+    model: bytes
+    welcome: Welcome
+    hello_payload: bytes
+    hello: bytes
+    welcome_frame: bytes
+    mac_key: bytes
+    to_gateway: bytes
+    to_member: bytes
+    handshake_hash: bytes
+    keys: seal.SessionKeys
+    epoch: seal.Epoch
+
+
+def handshake(side: str, static: KeyPair, ephemeral: KeyPair, peer: bytes, prologue: bytes) -> HandshakeKK:
+    return HandshakeKK(
+        initiator=side == "member",
+        prologue=prologue,
+        static=static,
+        ephemeral=ephemeral,
+        peer_static=peer,
+    )
+
+
+def hello_frame(static: KeyPair, index: int, message: bytes, prologue: bytes, *, flags: int = 0) -> bytes:
+    maced = struct.pack(">BBH", Type.HELLO, flags, index) + message
+    return maced + seal.hello_mac(hello_key(static, GATEWAY.public, prologue), maced)
+
+
+def sit(name: str, role: str, id_: str, index: int, task: Task | None, **welcome: Any) -> Sitting:
+    static = KeyPair.from_private(seeded(f"{id_} static"))
+    ephemeral = KeyPair.from_private(seeded(f"{name} ephemeral"))
+    gateway_ephemeral = KeyPair.from_private(seeded(f"{name} gateway ephemeral"))
+    model = seeded(f"{name} model", 8) if task else b""
+    settings: Fields = {"session": 0, "boot": BOOT, "rejoin_window_ms": 100}
+    if task:
+        key, number = seeded(f"{name} epoch"), int.from_bytes(seeded(f"{name} epoch number", 4), "big")
+        settings |= {"epoch": number, "floor": 1, "epoch_key": key}
+    stated = Welcome(**settings | welcome)
+    prologue = seal.prologue(FEDERATION, role, index)
+    member = handshake("member", static, ephemeral, GATEWAY.public, prologue)
+    gateway = handshake("gateway", GATEWAY, gateway_ephemeral, static.public, prologue)
+    payload = payloads.encode_hello(Hello(model, task.number, task.digest())) if task else b""
+    hello = hello_frame(static, index, member.write_message_1(payload), prologue)
+    gateway.read_message_1(frames.parse_handshake(hello).message)
+    message = gateway.write_message_2(payloads.encode_welcome(stated))
+    member.read_message_2(message)
+    to_gateway, to_member = member.split()
+    return Sitting(
+        name=name,
+        role=role,
+        id=id_,
+        index=index,
+        static=static,
+        ephemeral=ephemeral,
+        gateway_ephemeral=gateway_ephemeral,
+        task=task,
+        model=model,
+        welcome=stated,
+        hello_payload=payload,
+        hello=hello,
+        welcome_frame=frames.build_handshake_header(Type.WELCOME, index) + message,
+        mac_key=hello_key(static, GATEWAY.public, prologue),
+        to_gateway=to_gateway,
+        to_member=to_member,
+        handshake_hash=member.handshake_hash,
+        keys=seal.SessionKeys.from_transport(to_gateway, to_member),
+        epoch=seal.Epoch.from_key(stated.epoch, stated.epoch_key),
+    )
+
+
+def counted(s: Sitting, kind: Type, payload: bytes, counter: int = 0) -> bytes:
+    """A READY, ASK or OUTCOME frame."""
+    session = Session(s.welcome.session, s.index, s.keys, _sent=counter)
+    return session.seal(kind, payload)
+
+
+def task_fields(task: Task) -> Fields:
+    return {
+        "number": task.number,
+        "dtype": task.dtype,
+        "shape": task.shape,
+        "log_weight": task.log_weight,
+        "labels": task.labels,
+        "digest": task.digest(),
+    }
+
+
+def session_fields(s: Sitting, *, by_gateway: bool) -> Fields:
+    w = s.welcome
+    fields: Fields = {
+        "federation": FEDERATION,
+        "role": s.role,
+        "id": s.id,
+        "index": s.index,
+        "member_private": s.static.private,
+        "member_public": s.static.public,
+        "member_ephemeral_private": s.ephemeral.private,
+        "gateway_private": GATEWAY.private,
+        "gateway_public": GATEWAY.public,
+        "gateway_ephemeral_private": s.gateway_ephemeral.private,
+        "gateway_signing_seed": SIGNING.seed,
+        "gateway_verify": SIGNING.public,
+        "client_id": mqtt_client_id(s.static),
+        "prologue": seal.prologue(FEDERATION, s.role, s.index),
+        "mac_key": s.mac_key,
+        "hello_payload": s.hello_payload,
+        "hello": s.hello,
+        "by_gateway": by_gateway,
+        "session": w.session,
+        "boot": w.boot,
+        "rejoin_window_ms": w.rejoin_window_ms,
+        "welcome_payload": payloads.encode_welcome(w),
+        "welcome": s.welcome_frame,
+        "handshake_hash": s.handshake_hash,
+        "to_gateway": s.to_gateway,
+        "to_member": s.to_member,
+        "key_answer": s.keys.answer,
+        "key_up": s.keys.up,
+        "key_ask": s.keys.ask,
+        "key_down": s.keys.down,
+    }
+    if s.task is None:
+        return fields
+    ready = payloads.encode_ready(frozenset(VOTE_FORMS))
+    return fields | {
+        "task": task_fields(s.task),
+        "model": s.model,
+        "settle_secret": SETTLE_SECRET,
+        "epoch": w.epoch,
+        "floor": w.floor,
+        "epoch_key": w.epoch_key,
+        "query_seal_key": s.epoch.seal_key,
+        "query_hash_key": s.epoch.digest_key,
+        "ready_payload": ready,
+        "ready": counted(s, Type.READY, ready),
+    }
+
+
+def query_plaintext(s: Sitting, *, seq: int = 1, **changes: Any) -> bytes:
+    assert s.task is not None
+    preimage = seal.settle_preimage(SETTLE_SECRET, s.welcome.epoch, seq)
+    fields: Fields = {
+        "task": s.task.number,
+        "forms": frozenset(VOTE_FORMS),
+        "deadline_ms": 2000,
+        "settle": seal.settle_digest(preimage, s.welcome.epoch, seq, FEDERATION),
+        "tensor": TENSORS[s.task.number],
+    }
+    return payloads.encode_query(Query(**fields | changes))
+
+
+def query_frame(
+    s: Sitting,
+    plaintext: bytes,
+    *,
+    seq: int = 1,
+    flags: int = 0,
+    epoch: seal.Epoch | None = None,
+    signing: SigningKey = SIGNING,
+    federation: str = FEDERATION,
+) -> bytes:
+    epoch = epoch or s.epoch
+    header = struct.pack(">BBII", Type.QUERY, flags, epoch.number, seq)
+    signed = header + epoch.seal_query(plaintext, seq=seq, header=header)
+    return signed + seal.sign_query(signing, federation, signed)
+
+
+def answer_frame(
+    s: Sitting,
+    query: bytes,
+    form: int,
+    code: bytes,
+    *,
+    key: bytes | None = None,
+    model: bytes | None = None,
+    seq: int = 1,
+    **header: int,
+) -> bytes:
+    place = {"session": s.welcome.session, "index": s.index} | header
+    head = frames.build_session_header(Type.ANSWER, place["session"], place["index"], seq, form)
+    own = seal.answer_key(
+        key or s.keys.answer,
+        head,
+        epoch=s.welcome.epoch,
+        query_hash=s.epoch.query_hash(query),
+        model=s.model if model is None else model,
+    )
+    return head + aead_seal(code, key=own, nonce=0, header=head)
+
+
+def flip(frame: bytes, at: int, bit: int = 0) -> bytes:
+    changed = bytearray(frame)
+    changed[at] ^= 1 << bit
+    return bytes(changed)
+
+
+def rounded(values: Any) -> Any:
+    if isinstance(values, float | int):
+        return float(f"{values:.10g}")
+    return [rounded(float(value)) for value in values]
+
+
+class Book:
+    """The vectors, by name."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+
+    def add(self, name: str, kind: str, about: str, expect: str = "ok", **fields: Any) -> None:
+        assert name not in self.files
+        entries = {"name": name, "kind": kind, "about": about, "expect": expect} | fields
+        lines = [f"  {json.dumps(key)}: {json.dumps(_plain(value))}" for key, value in entries.items()]
+        self.files[name] = "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def build() -> dict[str, str]:
+    """Every vector's text, by name."""
+    book = Book()
+    digits = sit("digits", "device", "pi-07", 7, DIGITS)
+    pair = sit("pair", "device", "pi-02", 2, PAIR)
+    birds = sit("birds", "device", "pi-17", 258, BIRDS)
+    many = sit("many", "device", "pi-257", 0xFFFF, MANY)
+    high = sit(
+        "high",
+        "device",
+        "pi-07",
+        7,
+        DIGITS,
+        session=15,
+        boot=0xFFFFFFFF,
+        rejoin_window_ms=0xFFFF,
+        epoch=0xFFFFFFFF,
+        floor=0xFFFFFFFE,
+    )
+    client = sit("client", "client", "laptop-1", 101, None)
+    for s in (digits, pair, birds, many, client):
+        about = f"HELLO, WELCOME{', READY' if s.task else ''} of a {s.role}, as the machines make them."
+        book.add(f"session_ok_{s.name}", "session", about, **session_fields(s, by_gateway=True))
+    about = "The greatest session number, boot, window, epoch and floor. Not what a new gateway says."
+    book.add("session_ok_high", "session", about, **session_fields(high, by_gateway=False))
+    _derivations(book, digits)
+    _votes(book)
+    _handshakes(book, digits)
+    _queries(book, digits, pair, birds, many, high)
+    _answers(book, digits, pair, birds, many)
+    _settled(book, digits)
+    _asks(book, client)
+    _outcomes(book, client)
+    _misplaced(book, digits, client)
+    return book.files
+
+
+def _derivations(book: Book, s: Sitting) -> None:
+    """The steps of one session and one query, in the table's order of docs/protocol.md."""
+    query = query_frame(s, query_plaintext(s))
+    header = frames.build_session_header(Type.ANSWER, s.welcome.session, s.index, 1, Form.LABEL)
+    place = struct.pack(">II", s.welcome.epoch, 1)
+    bound = header + place[:4] + s.epoch.query_hash(query) + s.model
+    shared = dh(s.static.private, GATEWAY.public)
+    preimage = seal.settle_preimage(SETTLE_SECRET, s.welcome.epoch, 1)
+    steps: list[tuple[str, str, bytes, bytes, int]] = [
+        ("client_id", "fi1 client id", s.static.private, b"", 10),
+        ("mac_key", "fi1 hello key", shared, seal.prologue(FEDERATION, s.role, s.index), 32),
+        ("mac", "fi1 hello mac", s.mac_key, s.hello[:-8], 8),
+        ("key_answer", "fi1 answer", s.to_gateway, b"", 32),
+        ("key_up", "fi1 frame", s.to_gateway, b"", 32),
+        ("key_ask", "fi1 ask", s.to_gateway, b"", 32),
+        ("key_down", "fi1 frame", s.to_member, b"", 32),
+        ("query_seal_key", "fi1 query seal", s.welcome.epoch_key, b"", 32),
+        ("query_hash_key", "fi1 query hash", s.welcome.epoch_key, b"", 32),
+        ("query_hash", "fi1 query hash", s.epoch.digest_key, query, 32),
+        ("answer", "fi1 answer key", s.keys.answer, bound, 32),
+        ("preimage", "fi1 settle", SETTLE_SECRET, place, 16),
+        ("digest", "fi1 settled", preimage, place + seal.name_in(FEDERATION), 8),
+    ]
+    fields = [
+        {
+            "use": use,
+            "person": person,
+            "key": key,
+            "context": context,
+            "size": size,
+            "out": derive(key, person.encode(), context, size),
+        }
+        for use, person, key, context, size in steps
+    ]
+    about = "Every purpose once: keyed BLAKE2b of the context, personalised."
+    book.add("derivations", "derivations", about, session=f"session_ok_{s.name}", steps=fields)
+
+
+def _votes(book: Book) -> None:
+    def ok(
+        name: str, about: str, form: Form, given: list[float], weight: float, scale: tuple[int, int]
+    ) -> None:
+        values = np.array(given)
+        code = votes.quantize(form, values, weight, scale=scale)
+        probabilities, log_weight = votes.dequantize(form, code, len(given), scale=scale)
+        book.add(
+            f"vote_ok_{name}",
+            "vote",
+            about,
+            form=form,
+            classes=len(given),
+            scale=scale,
+            given_probabilities=given,
+            given_log_weight=weight,
+            code=code,
+            probabilities=rounded(probabilities),
+            log_weight=rounded(log_weight),
+        )
+
+    def bad(name: str, about: str, form: Form, classes: int, code: str) -> None:
+        fields: Fields = {"form": form, "classes": classes, "scale": (-8, 0), "code": code}
+        book.add(f"vote_bad_{name}", "vote", about, "vote", **fields)
+
+    usual = (-8, 0)
+    even = [0.25, 0.25, 0.25, 0.25]
+    three = [0.7, 0.2, 0.1]
+    ok("label_tie", "Of equal classes the lowest; share 0.", Form.LABEL, even, -1.4, usual)
+    ok("label_certain", "Share and weight at their greatest.", Form.LABEL, [0.0, 0.0, 1.0], 0.0, usual)
+    ok("label_256", "256 classes still take 2 bytes.", Form.LABEL, [0.0] * 255 + [1.0], -8.0, usual)
+    ok("weight_below", "A weight below the scale is its lowest.", Form.PROBS_8, three, -9.0, usual)
+    ok("weight_above", "A weight above the scale is its highest.", Form.PROBS_8, three, 6.0, (-20, 5))
+    ok("probs_3_padded", "3 classes of 3 bits and 7 bits of 0.", Form.PROBS_3, three, -0.3, usual)
+    tail = [0.9999990, 0.000000999, 1e-9, 0.0]
+    ok(
+        "logits_8_tail",
+        "254 is that far below or more; 255 is probability 0.",
+        Form.LOGITS_8,
+        tail,
+        -0.1,
+        usual,
+    )
+    bad("label_out_of_range", "Label 10 of 10.", Form.LABEL, 10, "0a1f")
+    bad("label_257_out_of_range", "Label 257 of 257.", Form.LABEL, 257, "010100")
+    bad("label_long", "Three bytes where two do.", Form.LABEL, 256, "000300")
+    bad("probs_4_short", "Four bytes for 8 classes and a weight.", Form.PROBS_4, 8, "80f00000")
+    bad("probs_3_padding", "The last of 7 padding bits is 1.", Form.PROBS_3, 3, "80e001")
+    bad("probs_4_no_maximum", "No class is at 15.", Form.PROBS_4, 2, "80e0")
+    bad("logits_8_no_zero", "No class is at 0.", Form.LOGITS_8, 3, "80010203")
+
+
+def _handshakes(book: Book, s: Sitting) -> None:
+    prologue = seal.prologue(FEDERATION, "device", s.index)
+
+    def spoken(payload: bytes, *, at: bytes = prologue) -> bytes:
+        side = handshake("member", s.static, s.ephemeral, GATEWAY.public, at)
+        return side.write_message_1(payload)
+
+    def hello(name: str, about: str, expect: str, frame: bytes, **more: Any) -> None:
+        book.add(
+            f"hello_bad_{name}", "hello", about, expect, session=f"session_ok_{s.name}", frame=frame, **more
+        )
+
+    message = spoken(s.hello_payload)
+    ready = counted(s, Type.READY, payloads.encode_ready(frozenset(VOTE_FORMS)))
+    hello("short", "59 bytes.", "length", s.hello[:59])
+    hello("flags", "Flags 1, with a good mac.", "flags", hello_frame(s.static, 7, message, prologue, flags=1))
+    hello("mac", "A bit of the mac.", "mac", flip(s.hello, -1))
+    hello("index", "A bit of the header's index.", "index", flip(s.hello, 3))
+    other = seal.prologue("acne", "device", 7)
+    hello(
+        "federation", "For another federation.", "mac", hello_frame(s.static, 7, spoken(b"", at=other), other)
+    )
+    stranger = KeyPair.from_private(seeded("a stranger"))
+    hello("key", "By another key.", "mac", hello_frame(stranger, 7, message, prologue))
+    spoiled = flip(message, -1)
+    hello("tag", "A bit of the tag, with a good mac.", "seal", hello_frame(s.static, 7, spoiled, prologue))
+    low = LOW_ORDER + message[32:]
+    hello("low_order", "An ephemeral key of low order.", "key", hello_frame(s.static, 7, low, prologue))
+    short = spoken(s.hello_payload[:-1])
+    hello("payload", "16 bytes of payload.", "payload", hello_frame(s.static, 7, short, prologue))
+    alien = spoken(payloads.encode_hello(Hello(s.model, 1, bytes(8))))
+    frame = hello_frame(s.static, 7, alien, prologue)
+    hello("task", "Another task's digest.", "task_mismatch", frame)
+    about = "The current session's HELLO again."
+    hello("replay", about, "replay", s.hello, before=[s.hello, ready])
+    hello("stranger", "On the topic of an id that the roster lacks.", "stranger", s.hello, id="pi-99")
+
+    def welcomed(payload: bytes, *, seed: str = "", to: bytes = b"") -> bytes:
+        ephemeral = KeyPair.from_private(seeded(seed)) if seed else s.gateway_ephemeral
+        side = handshake("gateway", GATEWAY, ephemeral, s.static.public, prologue)
+        side.read_message_1(to or message)
+        return frames.build_handshake_header(Type.WELCOME, s.index) + side.write_message_2(payload)
+
+    def welcome(name: str, about: str, expect: str, frame: bytes, **more: Any) -> None:
+        book.add(
+            f"welcome_bad_{name}",
+            "welcome",
+            about,
+            expect,
+            session=f"session_ok_{s.name}",
+            frame=frame,
+            **more,
+        )
+
+    good, payload = s.welcome_frame, payloads.encode_welcome(s.welcome)
+    welcome("short", "51 bytes.", "length", good[:51])
+    welcome("flags", "Flags 1.", "flags", flip(good, 1))
+    welcome("index", "A bit of the header's index.", "index", flip(good, 3))
+    welcome("ephemeral", "A bit of the ephemeral key.", "seal", flip(good, 4))
+    welcome("low_order", "An ephemeral key of low order.", "key", good[:4] + LOW_ORDER + good[36:])
+    welcome("tag", "A bit of the tag.", "seal", flip(good, -1))
+    welcome("session_number", "Session 16.", "payload", welcomed(b"\x10" + payload[1:]))
+    welcome("payload_short", "One byte less.", "payload", welcomed(payload[:-1]))
+    welcome("payload_of_client", "A client's 7 bytes.", "payload", welcomed(payload[:7]))
+    early = KeyPair.from_private(seeded("an earlier ephemeral"))
+    crossed = handshake("member", s.static, early, GATEWAY.public, prologue).write_message_1(s.hello_payload)
+    welcome("crossed", "Answers an earlier HELLO.", "seal", welcomed(payload, to=crossed))
+    again = welcomed(payload, seed="another gateway ephemeral")
+    welcome("unexpected", "A second one, for the same HELLO.", "unexpected", again, before=[good])
+
+    def ready_(name: str, about: str, expect: str, frame: bytes, **more: Any) -> None:
+        book.add(
+            f"ready_bad_{name}", "ready", about, expect, session=f"session_ok_{s.name}", frame=frame, **more
+        )
+
+    body = payloads.encode_ready(frozenset(VOTE_FORMS))
+    ready_("short", "23 bytes.", "length", ready[:23])
+    ready_("long", "1,025 bytes.", "length", ready + bytes(1025 - len(ready)))
+    ready_("form", "The form bits are not 0.", "form", flip(ready, 1))
+    ready_("session", "A session that is not open.", "session", flip(ready, 1, 7))
+    ready_("index", "A bit of the index.", "index", flip(ready, 3))
+    ready_("counter", "A bit of the counter.", "seal", flip(ready, 7))
+    ready_("payload", "Three bytes of forms.", "payload", counted(s, Type.READY, body + b"\0"))
+    ready_("replay", "The same again.", "replay", ready, before=[ready])
+
+
+def _queries(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sitting, high: Sitting) -> None:
+    def ok(name: str, about: str, s: Sitting, plaintext: bytes, **how: Any) -> None:
+        query = payloads.decode_query(plaintext)
+        frame = query_frame(s, plaintext, **how)
+        parsed = frames.parse_query(frame)
+        book.add(
+            f"query_ok_{name}",
+            "query",
+            about,
+            session=f"session_ok_{s.name}",
+            seq=parsed.seq,
+            task=query.task,
+            forms=int.from_bytes(plaintext[1:3], "big"),
+            deadline_ms=query.deadline_ms,
+            settle=query.settle,
+            dtype=query.tensor.dtype,
+            shape=query.tensor.shape,
+            content=query.tensor.content,
+            plaintext=plaintext,
+            query_hash=s.epoch.query_hash(frame),
+            frame=frame,
+        )
+
+    plain = query_plaintext(s)
+    for name, its in (("uint8", s), ("int8", pair), ("float16", birds), ("float32", many)):
+        rank = len(TENSORS[its.task.number].shape) if its.task else 0
+        ok(name, f"{name}, rank {rank}, every form allowed.", its, query_plaintext(its))
+    ok("form_bits", "Bits of no known form, and bit 0, mean nothing.", s, b"\x01\xff\x03" + plain[3:])
+    ok("no_forms", "Nothing but abstaining is allowed.", s, b"\x01\x00\x00" + plain[3:])
+    longest = plain[:3] + (86_400_000).to_bytes(4, "big") + plain[7:]
+    ok("deadline", "The longest deadline, a day.", s, longest)
+    ok("high_seq", "The greatest epoch and seq.", high, query_plaintext(high, seq=0xFFFFFFFF), seq=0xFFFFFFFF)
+
+    good = query_frame(s, plain)
+
+    def bad(name: str, about: str, expect: str, frame: bytes, **more: Any) -> None:
+        book.add(
+            f"query_bad_{name}", "query", about, expect, session=f"session_ok_{s.name}", frame=frame, **more
+        )
+
+    def sealed(name: str, about: str, plaintext: bytes, expect: str = "payload") -> None:
+        bad(name, about, expect, query_frame(s, plaintext))
+
+    bad("empty", "No byte.", "length", b"")
+    bad("short", "90 bytes.", "length", good[:90])
+    bad("type", "A type that is not known.", "type", flip(good, 0, 6))
+    bad("flags", "Flags 1, sealed and signed so.", "flags", query_frame(s, plain, flags=1))
+    foreign = seal.Epoch.from_key(s.welcome.epoch ^ 1, seeded("another epoch"))
+    about = "An epoch that is not held, by the gateway: a reason for a HELLO."
+    bad("epoch", about, "epoch", query_frame(s, plain, epoch=foreign))
+    bad("epoch_flipped", "A bit of the epoch.", "signature", flip(good, 5))
+    wrong = seal.Epoch.from_key(s.welcome.epoch, seeded("another epoch"))
+    bad("epoch_key", "Sealed with another key.", "seal", query_frame(s, plain, epoch=wrong))
+    bad("seq_flipped", "A bit of the seq.", "seal", flip(good, 9, 3))
+    bad("sealed_flipped", "A bit of the ciphertext.", "seal", flip(good, 12))
+    bad("tag_flipped", "A bit of the tag.", "seal", flip(good, -65))
+    bad("signature", "A bit of the signature.", "signature", flip(good, -1))
+    bad("fellow", "Sealed and signed by a fellow member.", "signature", query_frame(s, plain, signing=FELLOW))
+    frame = query_frame(s, plain, federation="acne")
+    bad("federation", "Signed for another federation.", "signature", frame)
+    bad("long", "A byte after the signature.", "seal", good + b"\0")
+    bad("floor", "A seq below the floor.", "stale", query_frame(s, plain, seq=0))
+    newest = query_frame(s, plain, seq=1025)
+    bad("window", "1,024 below the newest.", "stale", good, before=[newest])
+    other = query_frame(s, plain[:-1] + b"\xff")
+    bad("conflict", "Other content under a seq that is known.", "conflict", other, before=[good])
+    head = plain[:15]
+    content = plain[25:]
+    shape = struct.pack(">II", 8, 8)
+    sealed("plaintext_short", "14 bytes.", plain[:14])
+    sealed("rank_0", "A tensor of no dimension.", head + b"\x02\x00" + b"\x01")
+    sealed("rank_9", "A tensor of 9.", head + b"\x02\x09" + struct.pack(">9I", *[1] * 8, 64) + content)
+    sealed("dtype", "Element type 4.", head + b"\x04\x02" + shape + content)
+    sealed("dims_zero", "A dimension of 0.", head + b"\x02\x02" + struct.pack(">II", 0, 8))
+    huge = head + b"\x02\x08" + b"\xff" * 32 + content
+    sealed("dims_huge", "2 to the power of 256 elements.", huge)
+    wrap = head + b"\x02\x02" + struct.pack(">II", 0x80000000, 0x20000002) + content
+    sealed("dims_wrap", "Dimensions whose product is small in 32 bits.", wrap)
+    sealed("content_long", "A byte after the content.", plain + b"\0")
+    late = plain[:3] + (86_400_001).to_bytes(4, "big") + plain[7:]
+    sealed("deadline", "A deadline above a day.", late)
+    sealed("task", "Another task's number.", b"\x02" + plain[1:], "task")
+    sealed(
+        "shape", "As many elements in another shape.", head + b"\x02\x01" + b"\0\0\0\x40" + content, "task"
+    )
+
+
+def _answers(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sitting) -> None:
+    def ok(
+        name: str, about: str, s: Sitting, form: Form, scores: list[float] | None, known: list[int]
+    ) -> None:
+        assert s.task is not None
+        allowed = frozenset({Form.LABEL} if form is Form.ABSTAIN else {form})
+        query = query_frame(s, query_plaintext(s, forms=allowed))
+        fields: Fields = {"form": form, "scores": scores, "model_classes": known}
+        code = b""
+        if scores is not None and form is not Form.ABSTAIN:
+            probabilities: Array = spread(np.array(scores), known, s.task.classes)
+            log_weight = float(np.log(probabilities.max()))
+            scale = s.task.log_weight
+            code = votes.quantize(form, probabilities, log_weight, scale=scale)
+            near = np.array(rounded(probabilities))
+            # Codes that a last bit of exp or log could change would say nothing about an encoder.
+            assert code == votes.quantize(form, near, rounded(log_weight), scale=scale)
+            decoded, decoded_weight = votes.dequantize(form, code, s.task.classes, scale=scale)
+            fields |= {"given_probabilities": near.tolist(), "given_log_weight": rounded(log_weight)}
+            fields |= {"probabilities": rounded(decoded), "log_weight": rounded(decoded_weight)}
+        frame = answer_frame(s, query, form, code)
+        key = seal.answer_key(
+            s.keys.answer,
+            frame[:8],
+            epoch=s.welcome.epoch,
+            query_hash=s.epoch.query_hash(query),
+            model=s.model,
+        )
+        fields |= {"code": code, "query_hash": s.epoch.query_hash(query), "key": key, "frame": frame}
+        book.add(f"answer_ok_{name}", "answer", about, session=f"session_ok_{s.name}", query=query, **fields)
+
+    ten = list(range(10))
+    scores = [0.5, -1.25, 3.0, 0.0, 2.125, -4.0, 1.0, 0.25, -0.75, 1.5]
+    ok("abstain", "The model failed.", s, Form.ABSTAIN, None, ten)
+    ok("label_2", "2 classes.", pair, Form.LABEL, [0.3, 1.1], [0, 1])
+    ok("label_10", "10 classes.", s, Form.LABEL, scores, ten)
+    row = [round(0.37 * (n * 7 % 17), 2) for n in range(17)]
+    ok("label_17", "17 classes; the scale is not the usual one.", birds, Form.LABEL, row, list(range(17)))
+    wide = [round(0.05 * (n * 31 % 257), 2) for n in range(257)]
+    ok("label_257", "257 classes: 3 bytes.", many, Form.LABEL, wide, list(range(257)))
+    for form in VOTE_FORMS[1:]:
+        about = "10 classes, of which the model knows 7."
+        name = form.title.replace("-", "_")
+        ok(f"{name}_10", about, s, form, scores[:7], [0, 1, 2, 4, 7, 8, 9])
+
+    label_or_probs = frozenset({Form.LABEL, Form.PROBS_4})
+    query = query_frame(s, query_plaintext(s, forms=label_or_probs))
+    code = bytes.fromhex("02bf")
+    good = answer_frame(s, query, Form.LABEL, code)
+
+    def bad(name: str, about: str, expect: str, frame: bytes, **more: Any) -> None:
+        fields: Fields = {"session": f"session_ok_{s.name}", "query": query, "frame": frame}
+        book.add(f"answer_bad_{name}", "answer", about, expect, **fields | more)
+
+    bad("short", "23 bytes.", "length", good[:23])
+    bad("long", "4,122 bytes.", "length", good + bytes(4122 - len(good)))
+    bad("form_unknown", "Form 8.", "form", answer_frame(s, query, 8, code))
+    bad(
+        "form_not_allowed",
+        "A form the query does not allow.",
+        "form",
+        answer_frame(s, query, 2, b"\x80\xc0\0\0"),
+    )
+    bad("form_flipped", "Another form, which the query allows.", "seal", _form(good))
+    bad("index", "The index of a fellow member.", "index", answer_frame(s, query, 1, code, index=8))
+    bad("session", "A session that is not open.", "session", answer_frame(s, query, 1, code, session=3))
+    bad("seq", "A query that was not asked.", "unknown_query", answer_frame(s, query, 1, code, seq=2))
+    bad("sealed_flipped", "A bit of the ciphertext.", "seal", flip(good, 8))
+    bad("tag_flipped", "A bit of the tag.", "seal", flip(good, -1))
+    bad("model", "For another model.", "seal", answer_frame(s, query, 1, code, model=bytes(8)))
+    elsewhere = query_frame(s, query_plaintext(s))
+    bad("query_hash", "To other content of the query.", "seal", answer_frame(s, elsewhere, 1, code))
+    bad("key", "Under another session's key.", "seal", answer_frame(s, query, 1, code, key=pair.keys.answer))
+    bad("abstain_bytes", "A byte in an abstention.", "vote", answer_frame(s, query, 0, b"\0"))
+    bad("duplicate", "The same again.", "duplicate", good, before=[good])
+    bad("late", "After the round's end.", "late", good, closed=True)
+
+
+def _form(frame: bytes) -> bytes:
+    """LABEL (1) made PROBS_4 (4) in the header, and nothing else."""
+    return frame[:1] + bytes([frame[1] & 0xF0 | Form.PROBS_4]) + frame[2:]
+
+
+def _settled(book: Book, s: Sitting) -> None:
+    epoch = s.welcome.epoch
+    query = query_frame(s, query_plaintext(s))
+    preimage = seal.settle_preimage(SETTLE_SECRET, epoch, 1)
+    good = frames.build_settled(epoch, 1, preimage)
+
+    def add(name: str, about: str, expect: str, frame: bytes) -> None:
+        fields: Fields = {"session": f"session_ok_{s.name}", "query": query, "frame": frame}
+        if expect == "ok":
+            fields |= {"seq": 1, "preimage": preimage}
+            fields["digest"] = seal.settle_digest(preimage, epoch, 1, FEDERATION)
+        book.add(f"settled_{name}", "settled", about, expect, **fields)
+
+    add("ok", "Silences a device that has not answered.", "ok", good)
+    add("bad_preimage", "Another preimage.", "settled", flip(good, -1))
+    foreign = seal.settle_preimage(SETTLE_SECRET, epoch, 2)
+    add("bad_foreign", "Another query's preimage.", "settled", frames.build_settled(epoch, 1, foreign))
+    add("bad_seq", "A query that is not known.", "unknown_query", flip(good, 9, 1))
+    add("bad_epoch", "An epoch that is not held.", "unknown_query", flip(good, 5))
+    add("bad_flags", "Flags 1.", "flags", flip(good, 1))
+    add("bad_short", "A byte less.", "length", good[:-1])
+
+
+def _asks(book: Book, client: Sitting) -> None:
+    def add(name: str, about: str, expect: str, frame: bytes, **more: Any) -> None:
+        fields: Fields = {"session": "session_ok_client", "task": task_fields(DIGITS), "frame": frame}
+        book.add(f"ask_{name}", "ask", about, expect, **fields | more)
+
+    tensor = TENSORS[1]
+    payload = payloads.encode_ask(Ask(1, 1500, tensor))
+    good = counted(client, Type.ASK, payload)
+
+    def answered(status: Status) -> Fields:
+        outcome = Outcome(status=status)
+        return {
+            "outcome": counted(client, Type.OUTCOME, payloads.encode_outcome(0, outcome)),
+            "status": status,
+        }
+
+    about = "Of a gateway that has no device: the OUTCOME says NO_MEMBERS."
+    fields = {"counter": 0, "deadline_ms": 1500, "payload": payload, "content": tensor.content}
+    add("ok", about, "ok", good, **fields | answered(Status.NO_MEMBERS))
+    add("bad_session", "A session that is not open.", "session", flip(good, 1, 7))
+    add("bad_index", "A bit of the index.", "index", flip(good, 3))
+    add("bad_tag", "A bit of the tag.", "seal", flip(good, -1))
+    for name, about, body in (
+        ("deadline_zero", "A deadline of 0.", payload[:1] + bytes(4) + payload[5:]),
+        ("payload_long", "A byte after the content.", payload + b"\0"),
+        ("task_unknown", "A task that the gateway lacks.", b"\x09" + payload[1:]),
+    ):
+        more = answered(Status.REFUSED) | {"payload": body}
+        add(f"refused_{name}", about, "refused", counted(client, Type.ASK, body), **more)
+
+
+def _outcomes(book: Book, client: Sitting) -> None:
+    ask = counted(client, Type.ASK, payloads.encode_ask(Ask(1, 1500, TENSORS[1])))
+
+    def add(name: str, about: str, expect: str, payload: bytes, **more: Any) -> None:
+        frame = counted(client, Type.OUTCOME, payload)
+        fields: Fields = {"session": "session_ok_client", "ask": ask, "payload": payload, "frame": frame}
+        book.add(f"outcome_{name}", "outcome", about, expect, **fields | more)
+
+    def ok(name: str, about: str, outcome: Outcome) -> bytes:
+        payload = payloads.encode_outcome(0, outcome)
+        _, read = payloads.decode_outcome(payload)
+        add(
+            f"ok_{name}",
+            about,
+            "ok",
+            payload,
+            counter=0,
+            status=read.status,
+            label=read.label,
+            probabilities=rounded(read.probabilities),
+            agreement=rounded(read.agreement),
+            strategy=read.strategy,
+            fates=[[device, fate] for device, fate in read.fates],
+            seq=read.seq,
+            elapsed_us=read.elapsed_us,
+        )
+        return payload
+
+    fates = tuple((f"pi-0{fate}", fate) for fate in Fate)
+    answered = Outcome(
+        status=Status.ANSWERED,
+        label=2,
+        probabilities=(0.125, 0.25, 0.625),
+        agreement=2 / 3,
+        strategy="confidence",
+        fates=fates,
+        seq=1,
+        elapsed_us=123_456,
+    )
+    payload = ok("answered", "A label, and every fate once.", answered)
+    ok(
+        "no_quorum",
+        "No label, no probabilities.",
+        Outcome(status=Status.NO_QUORUM, fates=fates[4:5], seq=0xFFFFFFFF, elapsed_us=2_000_000),
+    )
+    head = struct.Struct(">IBHHIIH")
+    fixed = list(head.unpack_from(payload))
+    rest = payload[head.size :]
+
+    def bad(name: str, about: str, changed: bytes, expect: str = "payload", **more: Any) -> None:
+        add(f"bad_{name}", about, expect, changed, **more)
+
+    def with_field(at: int, value: int) -> bytes:
+        return head.pack(*[value if n == at else old for n, old in enumerate(fixed)]) + rest
+
+    bad("short", "18 bytes.", payload[:18])
+    bad("status", "Status 7.", with_field(1, 7))
+    bad("label", "Label 3 of 3.", with_field(2, 3))
+    bad("classes_cut", "More classes than bytes.", with_field(6, 4096))
+    bad("fate", "Fate 6.", payload[:-6] + b"\x06" + payload[-5:])
+    bad("name_ascii", "A name that is not ASCII.", payload[:-1] + b"\xe4")
+    bad("trailing", "A fate without a name.", payload + b"\x01")
+    bad("counter", "A counter that was not asked.", with_field(0, 5), "unknown_query")
+    frame = counted(client, Type.OUTCOME, payload)
+    bad("tag", "A bit of the tag.", payload, "seal", frame=flip(frame, -1))
+    bad("session", "Another session.", payload, "session", frame=flip(frame, 1, 7))
+    bad("replay", "The same again.", payload, "replay", before=[frame])
+
+
+def _misplaced(book: Book, s: Sitting, client: Sitting) -> None:
+    query = query_frame(s, query_plaintext(s))
+    answer = answer_frame(s, query, Form.LABEL, bytes.fromhex("02bf"))
+    preimage = seal.settle_preimage(SETTLE_SECRET, s.welcome.epoch, 1)
+    settled = frames.build_settled(s.welcome.epoch, 1, preimage)
+    ask = counted(client, Type.ASK, payloads.encode_ask(Ask(1, 1500, TENSORS[1])))
+    for name, about, receiver, level, frame in (
+        ("reflected", "A device's own ANSWER, sent back to it.", "device", "d", answer),
+        ("settled", "SETTLED to one device alone.", "device", "d", settled),
+        ("query", "A QUERY sent to the gateway.", "gateway", "a", query),
+        ("ask", "A device speaks as a client.", "gateway", "a", ask),
+    ):
+        fields: Fields = {"session": f"session_ok_{s.name}", "receiver": receiver, "level": level}
+        book.add(f"misplaced_{name}", "misplaced", about, "direction", **fields, frame=frame)
+
+
+def main() -> None:
+    files = build()
+    for old in FOLDER.glob("*.json"):
+        if old.stem not in files and old.stem != "noise_kk":
+            old.unlink()
+    for name, text in files.items():
+        (FOLDER / f"{name}.json").write_text(text, encoding="ascii")
+    print(f"{len(files)} vectors")
+
+
+if __name__ == "__main__":
+    main()

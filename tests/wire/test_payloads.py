@@ -1,0 +1,416 @@
+"""Payloads: hand-written bytes, round trips, and refusal of anything short, long or out of range."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_fi.errors import DecodeError
+from edge_fi.messages import DTYPES, VOTE_FORMS, Fate, Form, Outcome, Query, Status, Tensor
+from edge_fi.wire.payloads import (
+    Ask,
+    Hello,
+    Welcome,
+    decode_ask,
+    decode_forms,
+    decode_hello,
+    decode_outcome,
+    decode_query,
+    decode_ready,
+    decode_welcome,
+    encode_ask,
+    encode_forms,
+    encode_hello,
+    encode_outcome,
+    encode_query,
+    encode_ready,
+    encode_welcome,
+)
+
+DAY_MS = 24 * 60 * 60 * 1000
+TENSOR = Tensor("uint8", (2,), b"\x01\x02")
+TENSOR_BYTES = bytes.fromhex("02 01 00000002 0102")
+QUERY = Query(
+    task=1,
+    forms=frozenset({Form.LABEL, Form.LOGITS_8}),
+    deadline_ms=2000,
+    settle=b"settle-8",
+    tensor=TENSOR,
+)
+QUERY_BYTES = bytes.fromhex("01 0082 000007d0") + b"settle-8" + TENSOR_BYTES
+OUTCOME = Outcome(
+    status=Status.ANSWERED,
+    label=1,
+    probabilities=(0.25, 0.75),
+    agreement=0.5,
+    strategy="linear",
+    fates=(("pi-1", Fate.COUNTED), ("pi-2", Fate.MISSING)),
+    seq=3,
+    elapsed_us=1000,
+)
+# 65,535 times 0.5, 0.25 and 0.75 is 32,767.5, 16,383.75 and 49,151.25: half up.
+OUTCOME_BYTES = (
+    bytes.fromhex("00000007 00 0001 8000 00000003 000003e8 0002")
+    + bytes.fromhex("4000 bfff")
+    + b"\x06linear"
+    + b"\x01\x04pi-1"
+    + b"\x04\x04pi-2"
+)
+
+forms = st.frozensets(st.sampled_from(VOTE_FORMS))
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    """Small tensors of every type and rank."""
+    dtype = draw(st.sampled_from(list(DTYPES)))
+    shape = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))
+    size = DTYPES[dtype]
+    for length in shape:
+        size *= length
+    return Tensor(dtype, shape, draw(st.binary(min_size=size, max_size=size)))
+
+
+queries = st.builds(
+    Query,
+    task=st.integers(0, 255),
+    forms=forms,
+    deadline_ms=st.integers(1, DAY_MS),
+    settle=st.binary(min_size=8, max_size=8),
+    tensor=tensors(),
+)
+asks = st.builds(Ask, st.integers(0, 255), st.integers(1, DAY_MS), tensors())
+names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", max_size=24)
+shares = st.integers(0, 65535).map(lambda step: step / 65535)  # those that travel exactly
+
+
+@st.composite
+def outcomes(draw: st.DrawFn) -> Outcome:
+    """Outcomes as a client reads them: without votes, numbers in steps."""
+    probabilities = tuple(draw(st.lists(shares, max_size=5)))
+    labels = st.integers(0, len(probabilities) - 1) if probabilities else st.nothing()
+    return Outcome(
+        status=draw(st.sampled_from(Status)),
+        label=draw(st.none() | labels),
+        probabilities=probabilities,
+        agreement=draw(shares),
+        strategy=draw(names),
+        fates=tuple(draw(st.lists(st.tuples(names, st.sampled_from(Fate)), max_size=4))),
+        seq=draw(st.integers(0, 2**32 - 1)),
+        elapsed_us=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+# Forms
+
+
+def test_forms_are_bits_by_their_number() -> None:
+    assert encode_forms(frozenset()) == 0
+    assert encode_forms(frozenset({Form.LABEL})) == 0b10
+    assert encode_forms(frozenset(VOTE_FORMS)) == 0b11111110
+
+
+def test_to_abstain_needs_no_bit() -> None:
+    assert encode_forms(frozenset({Form.ABSTAIN, Form.PROBS_4})) == 0b10000
+
+
+def test_a_form_of_a_later_version_is_overlooked() -> None:
+    assert decode_forms(0b1000000000010010) == {Form.LABEL, Form.PROBS_4}
+    assert decode_forms(1) == frozenset()
+
+
+@given(forms)
+def test_ready_is_read_as_it_was_written(offered: frozenset[Form]) -> None:
+    assert decode_ready(encode_ready(offered)) == offered
+
+
+def test_ready_is_two_bytes() -> None:
+    assert encode_ready(frozenset({Form.LABEL, Form.LOGITS_8})).hex() == "0082"
+
+
+@pytest.mark.parametrize("payload", [b"", b"\0", b"\0\0\0"])
+def test_ready_of_another_size_is_refused(payload: bytes) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_ready(payload)
+
+
+# Query and ask
+
+
+def test_a_query_is_these_bytes() -> None:
+    assert encode_query(QUERY) == QUERY_BYTES
+
+
+@given(queries)
+def test_a_query_is_read_as_it_was_written(query: Query) -> None:
+    assert decode_query(encode_query(query)) == query
+
+
+def test_an_ask_is_these_bytes() -> None:
+    assert encode_ask(Ask(1, 2000, TENSOR)) == bytes.fromhex("01 000007d0") + TENSOR_BYTES
+
+
+@given(asks)
+def test_an_ask_is_read_as_it_was_written(ask: Ask) -> None:
+    assert decode_ask(encode_ask(ask)) == ask
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype", "size"), [(0, "float32", 4), (1, "float16", 2), (2, "uint8", 1), (3, "int8", 1)]
+)
+def test_every_element_type_has_its_code(code: int, dtype: str, size: int) -> None:
+    tensor = Tensor(dtype, (3,), bytes(3 * size))
+    payload = encode_ask(Ask(1, 1, tensor))
+    assert payload[5] == code
+    assert decode_ask(payload).tensor == tensor
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        "",
+        "02",
+        "02 01",
+        "02 01 000000",
+        "04 01 00000002 0102",  # no such type
+        "ff 01 00000002 0102",
+        "02 00 01",  # a scalar
+        "02 09" + "00000001" * 9 + "01",  # too many dimensions
+        "02 01 00000000",  # nothing in it
+        "02 02 00000000 00000002",
+        "02 01 00000002 01",
+        "02 01 00000002 010203",
+        "00 01 00000002 0102",  # the size of uint8, not of float32
+        "02 08" + "ffffffff" * 8 + "01",  # a product of almost 2^256
+        "02 02 00010000 00010000",  # 2^32: zero, were it taken in 32 bits
+        "02 02 10000001 00000010" + "00" * 16,  # 2^32 + 16: sixteen, were it taken in 32 bits
+    ],
+)
+def test_a_tensor_that_is_none_is_refused(tensor: str) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_query(bytes.fromhex("01 0082 000007d0") + bytes(8) + bytes.fromhex(tensor))
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_ask(bytes.fromhex("01 000007d0" + tensor))
+
+
+def test_a_tensor_may_have_eight_dimensions() -> None:
+    tensor = Tensor("int8", (1,) * 7 + (2,), b"\x01\x02")
+    assert decode_ask(encode_ask(Ask(1, 1, tensor))).tensor == tensor
+
+
+@pytest.mark.parametrize(("dtype", "elements"), [("uint8", 900_000), ("float32", 225_000)])
+def test_a_tensor_is_at_most_900_000_bytes(dtype: str, elements: int) -> None:
+    largest = Tensor(dtype, (elements,), bytes(900_000))
+    assert decode_ask(encode_ask(Ask(1, 1, largest))).tensor == largest
+    larger = Tensor(dtype, (elements + 1,), bytes((elements + 1) * DTYPES[dtype]))
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_ask(encode_ask(Ask(1, 1, larger)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 14])
+def test_a_query_shorter_than_its_fixed_part_is_refused(size: int) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_query(QUERY_BYTES[:size])
+
+
+@pytest.mark.parametrize("size", [0, 1, 4])
+def test_an_ask_shorter_than_its_fixed_part_is_refused(size: int) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_ask(encode_ask(Ask(1, 2000, TENSOR))[:size])
+
+
+def test_a_deadline_is_at_most_a_day() -> None:
+    tensor = TENSOR_BYTES
+    settle = bytes(8)
+    day, more = (86_400_000).to_bytes(4, "big"), (86_400_001).to_bytes(4, "big")
+    assert decode_query(b"\1\0\2" + day + settle + tensor).deadline_ms == DAY_MS
+    assert decode_ask(b"\1" + day + tensor).deadline_ms == DAY_MS
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_query(b"\1\0\2" + more + settle + tensor)
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_ask(b"\1" + more + tensor)
+
+
+def test_a_deadline_is_at_least_a_millisecond() -> None:
+    tensor, settle = TENSOR_BYTES, bytes(8)
+    assert decode_query(b"\1\0\2\0\0\0\1" + settle + tensor).deadline_ms == 1
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_query(b"\1\0\2\0\0\0\0" + settle + tensor)
+    assert decode_ask(b"\1\0\0\0\1" + tensor).deadline_ms == 1
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_ask(b"\1\0\0\0\0" + tensor)
+
+
+# Hello and welcome
+
+
+def test_a_hello_is_these_bytes() -> None:
+    payload = encode_hello(Hello(b"model-01", 7, b"task-dig"))
+    assert payload == b"model-01\x07task-dig"
+    assert decode_hello(payload) == Hello(b"model-01", 7, b"task-dig")
+
+
+@pytest.mark.parametrize("size", [0, 16, 18])
+def test_a_hello_of_another_size_is_refused(size: int) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_hello(bytes(size))
+
+
+def test_a_welcome_of_a_device_is_these_bytes() -> None:
+    welcome = Welcome(
+        session=15, boot=0x01020304, rejoin_window_ms=100, epoch=5, floor=6, epoch_key=b"k" * 32
+    )
+    payload = encode_welcome(welcome)
+    assert payload == bytes.fromhex("0f 01020304 0064 00000005 00000006") + b"k" * 32
+    assert decode_welcome(payload, is_device=True) == welcome
+
+
+def test_a_welcome_of_a_client_has_no_epoch() -> None:
+    welcome = Welcome(session=3, boot=0x01020304, rejoin_window_ms=65535)
+    payload = encode_welcome(welcome)
+    assert payload == bytes.fromhex("03 01020304 ffff")
+    assert decode_welcome(payload, is_device=False) == welcome
+
+
+@pytest.mark.parametrize(("is_device", "sizes"), [(True, (0, 7, 46, 48)), (False, (0, 6, 8, 47))])
+def test_a_welcome_of_another_size_is_refused(is_device: bool, sizes: tuple[int, ...]) -> None:
+    for size in sizes:
+        with pytest.raises(DecodeError, match=r"^payload$"):
+            decode_welcome(bytes(size), is_device=is_device)
+
+
+@pytest.mark.parametrize(("is_device", "size"), [(True, 47), (False, 7)])
+def test_a_session_has_a_number_of_four_bits(is_device: bool, size: int) -> None:
+    assert decode_welcome(b"\x0f".ljust(size, b"\0"), is_device=is_device).session == 15
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_welcome(b"\x10".ljust(size, b"\0"), is_device=is_device)
+
+
+def test_a_welcome_does_not_show_the_epoch_key() -> None:
+    welcome = Welcome(session=1, boot=2, rejoin_window_ms=3, epoch=4, floor=5, epoch_key=b"k" * 32)
+    assert "kkkk" not in repr(welcome)
+    assert b"kkkk".hex() not in repr(welcome)
+
+
+# Outcome
+
+
+def test_an_outcome_is_these_bytes() -> None:
+    assert encode_outcome(7, OUTCOME) == OUTCOME_BYTES
+
+
+def test_an_outcome_is_read_in_steps_of_a_65535th() -> None:
+    counter, read = decode_outcome(OUTCOME_BYTES)
+    assert counter == 7
+    assert read.probabilities == (0x4000 / 65535, 0xBFFF / 65535)
+    assert read.agreement == 0x8000 / 65535
+    assert (read.status, read.label, read.strategy) == (Status.ANSWERED, 1, "linear")
+    assert read.fates == (("pi-1", Fate.COUNTED), ("pi-2", Fate.MISSING))
+    assert (read.seq, read.elapsed_us, read.votes) == (3, 1000, ())
+
+
+@given(st.integers(0, 2**32 - 1), outcomes())
+def test_an_outcome_is_read_as_it_was_written(counter: int, outcome: Outcome) -> None:
+    assert decode_outcome(encode_outcome(counter, outcome)) == (counter, outcome)
+
+
+def test_an_outcome_without_label_says_so() -> None:
+    payload = encode_outcome(0, Outcome(status=Status.NO_QUORUM))
+    assert payload == bytes.fromhex("00000000 01 ffff 0000 00000000 00000000 0000 00")
+    assert decode_outcome(payload) == (0, Outcome(status=Status.NO_QUORUM))
+
+
+def test_a_time_above_an_hour_is_told_as_the_longest_that_fits() -> None:
+    payload = encode_outcome(0, Outcome(status=Status.NO_QUORUM, elapsed_us=2**33))
+    assert decode_outcome(payload)[1].elapsed_us == 2**32 - 1
+
+
+def test_a_probability_a_rounding_error_above_1_still_fits() -> None:
+    outcome = Outcome(status=Status.ANSWERED, label=0, probabilities=(1 + 2**-52, 0.0), agreement=1.0)
+    assert decode_outcome(encode_outcome(0, outcome))[1].probabilities == (1.0, 0.0)
+
+
+HEAD = "00000007"
+TAIL = "8000 00000003 000003e8"
+
+
+# Fixed part to 19, probabilities to 23, strategy to 30, one fate and name to 36, the other to 42.
+@pytest.mark.parametrize("size", sorted(set(range(42)) - {30, 36}))
+def test_an_outcome_that_is_cut_off_is_refused(size: int) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_outcome(OUTCOME_BYTES[:size])
+
+
+def test_an_outcome_has_as_many_fates_as_follow() -> None:
+    fates = [decode_outcome(OUTCOME_BYTES[:size])[1].fates for size in (30, 36, 42)]
+    assert fates == [(), OUTCOME.fates[:1], OUTCOME.fates]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        OUTCOME_BYTES.hex() + "00",  # a fate without a name
+        OUTCOME_BYTES.hex() + "0001",
+        f"{HEAD} 07 0001 {TAIL} 0002 4000 bfff 00",  # no such status
+        f"{HEAD} 00 0002 {TAIL} 0002 4000 bfff 00",  # no such class
+        f"{HEAD} 00 fffe {TAIL} 0002 4000 bfff 00",
+        f"{HEAD} 00 0000 {TAIL} 0000 00",
+        f"{HEAD} 00 0001 {TAIL} 1001 {'0000' * 4097} 00",  # too many classes
+        f"{HEAD} 00 0001 {TAIL} ffff 00",
+        f"{HEAD} 00 0001 {TAIL} 0002 4000 bfff 01 e9",  # not ASCII
+        f"{HEAD} 00 0001 {TAIL} 0002 4000 bfff 00 06 01 61",  # no such fate
+    ],
+)
+def test_an_outcome_that_is_none_is_refused(payload: str) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_outcome(bytes.fromhex(payload))
+
+
+def test_an_outcome_may_have_4096_classes() -> None:
+    payload = bytes.fromhex(f"{HEAD} 00 0fff {TAIL} 1000 {'0000' * 4096} 00")
+    assert decode_outcome(payload)[1].label == 4095
+
+
+# Hostile bytes
+
+Decoder = Callable[[bytes], object]
+DECODERS: dict[str, tuple[Decoder, bytes]] = {
+    "query": (decode_query, QUERY_BYTES),
+    "ask": (decode_ask, encode_ask(Ask(1, 2000, TENSOR))),
+    "hello": (decode_hello, bytes(17)),
+    "ready": (decode_ready, bytes(2)),
+    "welcome of a device": (lambda payload: decode_welcome(payload, is_device=True), bytes(47)),
+    "welcome of a client": (lambda payload: decode_welcome(payload, is_device=False), bytes(7)),
+    "outcome": (decode_outcome, OUTCOME_BYTES),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@given(payload=st.binary(max_size=100))
+def test_arbitrary_bytes_are_read_or_refused_and_nothing_else(name: str, payload: bytes) -> None:
+    with suppress(DecodeError):
+        DECODERS[name][0](payload)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@given(data=st.data())
+def test_a_mutated_payload_is_read_or_refused_and_nothing_else(name: str, data: st.DataObject) -> None:
+    decode, genuine = DECODERS[name]
+    mutated = bytearray(genuine)
+    for _ in range(data.draw(st.integers(1, 3))):
+        mutated[data.draw(st.integers(0, len(genuine) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(genuine)))
+    for payload in (bytes(mutated), bytes(mutated[:cut])):
+        with suppress(DecodeError):
+            decode(payload)
+
+
+@given(st.binary(max_size=60).map(lambda rest: OUTCOME_BYTES[:19] + rest))
+def test_an_outcome_that_is_read_is_what_is_written(payload: bytes) -> None:
+    try:
+        counter, outcome = decode_outcome(payload)
+    except DecodeError:
+        return
+    assert encode_outcome(counter, outcome) == payload
