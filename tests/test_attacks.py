@@ -213,7 +213,7 @@ def outcome_case() -> Case:
 def hello_case() -> Case:
     gateway = lone_gateway()
     frame = HandMember().hello()
-    regions = [(1, HEADED), (2, {"flags"}), (len(frame), {"mac"})]
+    regions = [(1, HEADED), (2, {"flags"}), (4, {"index"}), (len(frame), {"mac"})]
     return Case(gateway, A, frame, "pi-1", regions, lambda effects: only_publish(effects).topic == D)
 
 
@@ -456,7 +456,7 @@ def test_a_fellows_frames_on_a_devices_topic_are_dropped() -> None:
     query = ask(gateway)
     refused(gateway, A, fellow.answer(query, code(3)), "index", peer="pi-1")
     refused(gateway, A, fellow.ready(), "index", peer="pi-1")
-    refused(gateway, A, HandMember("pi-2", 2, life=1).hello(), "mac", peer="pi-1")
+    refused(gateway, A, HandMember("pi-2", 2, life=1).hello(), "index", peer="pi-1")
     gateway_is_unharmed(gateway, device, fellow)
 
 
@@ -475,18 +475,17 @@ def test_a_device_that_claims_anothers_index_is_dropped() -> None:
 def test_a_client_does_not_speak_as_a_device() -> None:
     gateway, device, fellow, client = a_gateway()
     refused(gateway, A, client.ready(), "index", peer="pi-1")
-    refused(gateway, A, HandMember("laptop-1", 101, "client", life=1).hello(), "mac", peer="pi-1")
+    refused(gateway, A, HandMember("laptop-1", 101, "client", life=1).hello(), "index", peer="pi-1")
     assert client.session is not None
     header = frames.build_session_header(Type.ANSWER, client.session.number, 101, 1, Form.LABEL)
     refused(gateway, CA, header + bytes(18), "direction", peer="laptop-1")
     gateway_is_unharmed(gateway, device, fellow)
 
 
-def test_a_clients_keys_under_a_devices_name_make_no_device() -> None:
-    gateway = lone_gateway("laptop-1", clients=["laptop-1"])
-    refused(
-        gateway, "fi1/acme/a/laptop-1", HandMember("laptop-1", 101, "client").hello(), "mac", peer="laptop-1"
-    )
+def test_a_clients_handshake_makes_no_device_even_with_the_devices_name_index_and_key() -> None:
+    gateway = lone_gateway("laptop-1")
+    hello = HandMember("laptop-1", 1, "client").hello()
+    refused(gateway, "fi1/acme/a/laptop-1", hello, "mac", peer="laptop-1")
 
 
 def test_a_device_does_not_ask() -> None:

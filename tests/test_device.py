@@ -148,6 +148,22 @@ def test_another_boot_of_the_gateway_causes_a_hello_within_the_window() -> None:
     assert hello_of(device, now=due)[0] == 0x10
 
 
+@pytest.mark.parametrize(("window_ms", "used_us"), [(0, 0), (3000, 3_000_000), (65_535, 60_000_000)])
+def test_a_rejoin_is_spread_over_the_window_that_welcome_named_up_to_a_minute(
+    window_ms: int, used_us: int
+) -> None:
+    waits = []
+    for life in range(30):
+        device, gateway = lone_device(life=life), HandGateway()
+        hello = device.connected(now=0)[1]
+        assert isinstance(hello, Publish)
+        device.receive(D, gateway.welcome(hello.payload, window_ms=window_ms), now=0)
+        device.receive(G, b"ready 00000001", now=60 * SECOND)
+        waits.append((device.next_deadline() or 0) - 60 * SECOND)
+    assert max(waits) <= used_us <= max(waits) * 1.2
+    assert used_us == 0 or min(waits) < used_us / 5
+
+
 @pytest.mark.parametrize("state", [b"ready 000b0070", b"lost", b"disconnected", b"", b"ready 0x123456"])
 def test_the_same_boot_or_any_other_word_causes_nothing(state: bytes) -> None:
     device, _ = joined()

@@ -252,6 +252,9 @@ def test_no_re_ask_comes_after_the_deadline() -> None:
     ask(gateway, now=LATER)
     (effect,) = gateway.tick(now=LATER + SECOND // 2)
     assert isinstance(effect, Deliver) and effect.outcome.status is Status.NO_QUORUM
+    ask(gateway, now=LATER, policy=RoundPolicy(timeout_s=0.5, reask_s=1))
+    gateway.tick(now=LATER + SECOND // 2)
+    assert gateway.next_deadline() is None
 
 
 def test_a_deadline_names_who_is_missing() -> None:
@@ -408,14 +411,25 @@ def test_a_replayed_answer_does_not_make_a_silent_member_awaited() -> None:
 
 
 def test_where_everybody_is_silent_everybody_is_awaited() -> None:
-    gateway, (device,) = joined()
+    gateway, (first, second) = joined("pi-1", "pi-2")
     now = LATER
     for _ in range(MISSED_UNTIL_SILENT):
         ask(gateway, now=now)
         now += 2 * SECOND
         gateway.tick(now=now)
     query = ask(gateway, now=now)
-    assert outcome_of(gateway.receive(A, device.answer(query, code(1)), now=now)).label == 1
+    assert gateway.receive(A, first.answer(query, code(1)), now=now) == []
+    assert outcome_of(gateway.receive(second.topic, second.answer(query, code(1)), now=now)).label == 1
+
+
+def test_a_member_that_was_silenced_was_not_silent() -> None:
+    gateway, (first, _) = joined("pi-1", "pi-2")
+    for _ in range(MISSED_UNTIL_SILENT):
+        query = ask(gateway, policy=RoundPolicy(stop_after=1))
+        outcome = outcome_of(gateway.receive(A, first.answer(query, code(0)), now=1))
+        assert outcome.members(Fate.SILENCED) == ("pi-2",)
+    query = ask(gateway)
+    assert gateway.receive(A, first.answer(query, code(0)), now=1) == []
 
 
 # Limits

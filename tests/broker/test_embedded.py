@@ -91,8 +91,16 @@ class Subscriber:
         self.client.on_message = self._on_message
         self.client.on_disconnect = self._on_disconnect
         self.client.connect("127.0.0.1", port)
+
+    def open(self) -> None:
         self.client.loop_start()
         self._subscribed.get(timeout=PATIENCE_S)
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+        # paho leaves the pair of sockets it wakes itself with to the garbage collector, which warns.
+        self.client._reset_sockets()
 
     def _on_connect(
         self, client: Client, state: object, flags: ConnectFlags, reason: ReasonCode, more: Properties | None
@@ -117,10 +125,10 @@ class Subscriber:
 def subscriber(broker: EmbeddedBroker) -> Iterator[Subscriber]:
     connected = Subscriber(broker.port)
     try:
+        connected.open()
         yield connected
     finally:
-        connected.client.disconnect()
-        connected.client.loop_stop()
+        connected.close()
 
 
 # Service

@@ -3,6 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nacl.bindings import (
+    crypto_aead_chacha20poly1305_ietf_decrypt,
+    crypto_aead_chacha20poly1305_ietf_encrypt,
+)
 
 from edge_fi.crypto.aead import open_sealed, seal
 from edge_fi.errors import SealError
@@ -78,3 +82,26 @@ def test_an_empty_plaintext_is_a_tag_alone() -> None:
     assert open_sealed(sealed, key=KEY, nonce=0, header=b"header") == b""
     with pytest.raises(SealError, match=r"^seal$"):
         open_sealed(sealed[:15], key=KEY, nonce=0, header=b"header")
+
+
+@given(
+    st.binary(max_size=300),
+    st.integers(0, 2**64 - 1),
+    st.binary(max_size=20),
+    st.binary(min_size=32, max_size=32),
+)
+def test_it_does_what_the_public_binding_does(
+    plaintext: bytes, nonce: int, header: bytes, key: bytes
+) -> None:
+    laid_out = bytes(4) + nonce.to_bytes(8, "little")
+    sealed = seal(plaintext, key=key, nonce=nonce, header=header)
+    assert sealed == crypto_aead_chacha20poly1305_ietf_encrypt(plaintext, header, laid_out, key)
+    assert crypto_aead_chacha20poly1305_ietf_decrypt(sealed, header, laid_out, key) == plaintext
+
+
+@pytest.mark.parametrize("size", [0, 16, 31, 33])
+def test_a_key_of_another_size_is_refused_before_anything_is_read(size: int) -> None:
+    with pytest.raises(ValueError, match="a key is 32 bytes"):
+        seal(b"vote", key=bytes(size), nonce=0, header=b"")
+    with pytest.raises(ValueError, match="a key is 32 bytes"):
+        open_sealed(bytes(20), key=bytes(size), nonce=0, header=b"")
