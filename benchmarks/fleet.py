@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 from plain import Echo, PlainDevice
@@ -28,7 +29,18 @@ def load_model() -> OnnxModel:
     return OnnxModel.load(ASSETS / member.model, task(), labels=member.labels, scores="probabilities")
 
 
-def drive(machine: Machine, client_id: str, port: int, model: Infers | None = None) -> None:
+def make(name: str, folder: Path, model: OnnxModel) -> tuple[Machine, str]:
+    """The machine of this name, and its MQTT client id."""
+    if name == "echo":
+        return Echo("bench"), "bench-echo"
+    if name.startswith("plain"):
+        return PlainDevice(task(), "plain", name), f"bench-{name}"
+    identity = keyfile.read_member(folder / f"{name}.key", "device")
+    labelling = Labelling(task=task(), model=model.digest, classes=model.classes)
+    return Device(identity, labelling, os.urandom), identity.mqtt_client_id
+
+
+def drive(machine: Machine, client_id: str, port: int, model: Infers) -> None:
     """Give a machine a link and a pump, for ever."""
     link = MqttLink(
         client_id, host="127.0.0.1", port=port, subscriptions=machine.subscriptions, will=machine.will
@@ -42,16 +54,8 @@ def main(port: int, folder: str, names: list[str]) -> None:
     """One thread a device: a pump owns its machine, and onnxruntime releases the interpreter."""
     model = load_model()
     for name in names:
-        if name == "echo":
-            arguments = (Echo("bench"), "bench-echo", port)
-        elif name.startswith("plain"):
-            arguments = (PlainDevice(task(), "plain", name), f"bench-{name}", port, model)
-        else:
-            identity = keyfile.read_member(Path(folder) / f"{name}.key", "device")
-            labelling = Labelling(task=task(), model=model.digest, classes=model.classes)
-            machine = Device(identity, labelling, os.urandom)
-            arguments = (machine, identity.mqtt_client_id, port, model)
-        threading.Thread(target=drive, args=arguments, daemon=True).start()
+        target = partial(drive, *make(name, Path(folder), model), port, model)
+        threading.Thread(target=target, daemon=True).start()
     sys.stdin.read()
 
 

@@ -9,6 +9,7 @@ paho and the link take to hand over the same bytes from a real broker.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -108,6 +109,7 @@ def measure(devices: int, rounds: int, form: Form) -> dict[str, float]:
     turns = []
     for turn in range(rounds + WARM_UP):
         query, answers = federation.next_round(tensors[turn % len(tensors)], logits)
+        gc.freeze()  # the devices' memory is not the gateway's to look through
         turns.append(measure_round(federation, query, answers))
     return {name: statistics.median(turn[name] for turn in turns[WARM_UP:]) for name in turns[0]}
 

@@ -205,7 +205,7 @@ def _start(kind: Kind, program: str, port: int) -> _Supervisor:
 
 def _launch(configuration: str, program: str) -> _Supervisor:
     # Not tempfile.gettempdir(): it tries the directory with a file, which a parent killed right then leaves.
-    temporary = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")
+    temporary = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - the name in it is random
     directory = os.path.join(temporary, f"edge_fi-broker-{os.urandom(8).hex()}")
     # A session of its own: Ctrl-C in the terminal is for the parent alone, which may still have to say
     # goodbye to the broker. Popen makes both pipes close-on-exec: no other child gets the lifeline.
@@ -256,4 +256,4 @@ def _refuse_taken(port: int) -> None:
 
 def _random_ports() -> Iterator[int]:
     for _ in range(PORT_ATTEMPTS):
-        yield random.choice(PORTS)
+        yield random.choice(PORTS)  # noqa: S311 - no secret

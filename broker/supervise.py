@@ -70,6 +70,7 @@ class _Broker:
 
 
 def supervise(parent: int, directory: str, configuration: str, program: str) -> None:
+    """Run the broker in this directory until the parent wants it no longer, or is gone."""
     wake = _signals_as_bytes()
     if os.getppid() != parent:
         return

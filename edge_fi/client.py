@@ -36,13 +36,12 @@ class Client:
 
     def __init__(self, identity: Identity, entropy: Entropy) -> None:
         self.identity = identity
-        self._joiner = Joiner(identity, entropy)
+        self._joiner = Joiner(identity, b"", entropy)
         self._send_topic = topics.from_client(identity.federation, identity.id)
         self._receive_topic = topics.to_client(identity.federation, identity.id)
         self._gateway_topic = topics.gateway_state(identity.federation)
         self._is_connected = False
         self._session: Session | None = None
-        self._boot: int | None = None
         self._open: list[_Open] = []
 
     @property
@@ -71,13 +70,8 @@ class Client:
     def connected(self, *, now: int) -> list[Effect]:
         """The link is up and every subscription is in place."""
         self._is_connected = True
-        if self._session is not None:
-            return self._send_all(now=now)
-        if self._joiner.is_waiting:
-            self._joiner.hasten(at=now)
-        else:
-            self._joiner.begin(b"", at=now)
-        return self.tick(now=now)
+        self._joiner.connected(now=now)
+        return [*self._send_all(now=now), *self.tick(now=now)]
 
     def disconnected(self, *, now: int) -> list[Effect]:
         """The link is gone. Questions wait, until their deadline."""
@@ -114,7 +108,7 @@ class Client:
             return effects
         if overdue and not self._joiner.is_waiting:
             # The gateway may not hold our session any more, and has no way to tell us so.
-            self._joiner.begin(b"", at=now)
+            self._joiner.begin(at=now)
         hello = self._joiner.poll(now=now)
         if hello is not None:
             effects.append(Publish(self._send_topic, hello))
@@ -138,8 +132,7 @@ class Client:
             return [Rejected(reason=error.reason)]
 
     def _welcome(self, payload: bytes, *, now: int) -> list[Effect]:
-        self._session, welcome = self._joiner.finish(payload)
-        self._boot = welcome.boot
+        self._session, _ = self._joiner.finish(payload, now=now)
         for asked in self._open:
             asked.frame = b""  # sealed for the session before
         return [Joined("gateway"), *self._send_all(now=now)]
@@ -159,13 +152,9 @@ class Client:
     def _gateway_state(self, payload: bytes, *, now: int) -> list[Effect]:
         """Advisory: it can hasten a HELLO, and nothing else."""
         boot = presence.parse_gateway_state(payload)
-        if boot is None:
-            return []
-        if self._joiner.is_waiting:
-            self._joiner.hasten(at=now)
-        elif boot != self._boot:
-            self._joiner.begin(b"", at=now)
-        return self.tick(now=now)
+        if boot is not None:
+            self._joiner.announced(boot, now=now)
+        return []
 
     def _send_all(self, *, now: int) -> list[Effect]:
         return [effect for asked in self._open for effect in self._send(asked, now=now)]

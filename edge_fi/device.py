@@ -28,13 +28,9 @@ from edge_fi.replay import WINDOW
 from edge_fi.session import Identity, Joiner, Session
 from edge_fi.wire import frames, payloads, presence, topics, votes
 from edge_fi.wire.frames import QueryFrame, Type
-from edge_fi.wire.payloads import Hello, Welcome
+from edge_fi.wire.payloads import Hello
 
-LONGEST_WAIT_BEFORE_REJOIN_MS = 60_000  # so that no gateway, however large, sends a fleet to sleep
-FIRST_REJOIN_WINDOW_MS = 1_000  # before any WELCOME has named one
 CHECK_EVERY_US = 1_000_000  # verifying a signature of an epoch that is not held: once a second
-FIRST_DOUBT_US = 1_000_000  # after a rejoin that a hint caused for nothing, hints rest this long, ...
-LONGEST_DOUBT_US = 30_000_000  # ... then twice as long, up to this: each rejoin costs what is being inferred
 PRESENCE_EVERY_US = 1_000_000  # correcting a wrong retained presence: no faster than this
 
 
@@ -75,21 +71,15 @@ class Device:
     def __init__(self, identity: Identity, labelling: Labelling, entropy: Entropy) -> None:
         self.identity = identity
         self.labelling = labelling
-        self._entropy = entropy
-        self._joiner = Joiner(identity, entropy)
         federation, task = identity.federation, labelling.task
+        hello = Hello(labelling.model, task.number, task.digest())
+        self._joiner = Joiner(identity, payloads.encode_hello(hello), entropy)
         self._query_topic = topics.query(federation, task.number)
         self._direct_topic = topics.to_device(federation, identity.id)
         self._answer_topic = topics.from_device(federation, identity.id)
         self._presence_topic = topics.presence(federation, identity.id)
         self._gateway_topic = topics.gateway_state(federation)
         self._is_connected = False
-        self._boot: int | None = None
-        self._announced: int | None = None
-        """The latest boot that the gateway's presence named while a HELLO was out."""
-        self._doubt_us = 0
-        self._hints_from_us = 0
-        self._rejoin_window_ms = FIRST_REJOIN_WINDOW_MS
         self._sessions = 0
         self._session: Session | None = None
         self._epoch: seal.Epoch | None = None
@@ -126,13 +116,9 @@ class Device:
     def connected(self, *, now: int) -> list[Effect]:
         """The link is up and every subscription is in place."""
         self._is_connected = True
-        if self._session is not None:
-            return [self._presence(), self._ready(self._session)]
-        if self._joiner.is_waiting:
-            self._joiner.hasten(at=now)
-        else:
-            self._begin(at=now)
-        return [self._presence(), *self.tick(now=now)]
+        self._joiner.connected(now=now)
+        ready = [] if self._session is None else [self._ready(self._session)]
+        return [self._presence(), *ready, *self.tick(now=now)]
 
     def disconnected(self, *, now: int) -> list[Effect]:
         """The link is gone. The session stays: the gateway may never notice."""
@@ -229,7 +215,7 @@ class Device:
         identity = self.identity
         seal.verify_query(identity.gateway_verify, identity.federation, frame.signed, frame.signature)
         # Proven to be the gateway's, but perhaps of an epoch long past, and replayed.
-        self._hint(now=now)
+        self._joiner.hint(now=now)
         return [Rejected(reason="epoch", seq=frame.seq)]
 
     def _settled(self, payload: bytes) -> list[Effect]:
@@ -245,54 +231,20 @@ class Device:
     def _welcome(self, payload: bytes, *, now: int) -> list[Effect]:
         if self._session is not None and payload == self._session.welcome:
             return [self._ready(self._session)]  # the gateway has not heard us
-        if not self._joiner.is_waiting:
-            # Old HELLOs of ours, replayed, can have cost the gateway the session that we hold.
-            self._hint(now=now)
-            raise ProtocolError("unexpected")
-        session, welcome = self._joiner.finish(payload)
+        session, welcome = self._joiner.finish(payload, now=now)
         self._session = session
         self._sessions += 1
-        self._weigh_hints(welcome.boot, now=now)
-        self._begin_epoch(welcome)
-        if self._announced not in (None, welcome.boot):
-            self._hint(now=now)  # the gateway may have begun anew since it sent this
-        self._announced = None
-        return [Joined("gateway"), self._ready(session), self._presence()]
-
-    def _begin_epoch(self, welcome: Welcome) -> None:
-        self._boot = welcome.boot
-        self._rejoin_window_ms = min(welcome.rejoin_window_ms, LONGEST_WAIT_BEFORE_REJOIN_MS)
         self._epoch = seal.Epoch.from_key(welcome.epoch, welcome.epoch_key)
-        self._floor = welcome.floor
-        self._highest = welcome.floor
+        self._floor = self._highest = welcome.floor
         self._asked = {}
+        return [Joined("gateway"), self._ready(session), self._presence()]
 
     def _gateway_state(self, payload: bytes, *, now: int) -> list[Effect]:
         """Advisory: it can hasten a HELLO, and nothing else."""
         boot = presence.parse_gateway_state(payload)
-        if boot is None:
-            return []
-        if self._joiner.is_waiting:
-            self._announced = boot
-        if self._joiner.is_waiting or boot != self._boot:
-            self._hint(now=now)
+        if boot is not None:
+            self._joiner.announced(boot, now=now)
         return []
-
-    def _hint(self, *, now: int) -> None:
-        """The gateway may not hold our session: a HELLO soon, unless such hints proved false lately."""
-        at = max(now + self._random_wait_us(), self._hints_from_us)
-        if self._joiner.is_waiting:
-            self._joiner.hasten(at=at)
-        else:
-            self._begin(at=at)
-
-    def _weigh_hints(self, boot: int, *, now: int) -> None:
-        """Rejoining the run of the gateway that was joined before was for nothing, or nearly so."""
-        if boot == self._boot:
-            self._doubt_us = min(max(self._doubt_us * 2, FIRST_DOUBT_US), LONGEST_DOUBT_US)
-        else:
-            self._doubt_us = 0
-        self._hints_from_us = now + self._doubt_us
 
     def _own_presence(self, payload: bytes, *, now: int) -> list[Effect]:
         """The broker may hold an old Will, or somebody else's claim."""
@@ -305,11 +257,6 @@ class Device:
         self._next_presence_us = now + PRESENCE_EVERY_US
         return [own]
 
-    def _begin(self, *, at: int) -> None:
-        task = self.labelling.task
-        hello = Hello(self.labelling.model, task.number, task.digest())
-        self._joiner.begin(payloads.encode_hello(hello), at=at)
-
     def _ready(self, session: Session) -> Publish:
         frame = session.seal(Type.READY, payloads.encode_ready(self.labelling.forms))
         return Publish(self._answer_topic, frame)
@@ -317,10 +264,6 @@ class Device:
     def _presence(self) -> Publish:
         state = presence.INIT if self._session is None else presence.READY
         return Publish(self._presence_topic, state, qos=1, retain=True)
-
-    def _random_wait_us(self) -> int:
-        share = int.from_bytes(self._entropy(4), "big")
-        return self._rejoin_window_ms * 1000 * share >> 32
 
     def _remember(self, seq: int, asked: _Asked) -> None:
         self._asked[seq] = asked

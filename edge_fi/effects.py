@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from edge_fi.messages import Array, Outcome, Tensor
+from edge_fi.messages import Array, Form, Outcome, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """An input was dropped and nothing else changed. Counted by reason."""
+    """An input did not count. Nothing else changed, but for the books of its round. Counted by reason."""
 
     reason: str
     peer: str = ""
@@ -57,6 +57,8 @@ class Joined:
     """A session with this peer has begun."""
 
     peer: str
+    forms: frozenset[Form] = frozenset()
+    """Forms that a device offers to answer in, where it has said so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from edge_fi.wire import frames, payloads, presence, topics, votes
 from edge_fi.wire.frames import SessionFrame, Type
 from edge_fi.wire.payloads import Welcome
 
+MAX_NAME_BYTES = 255  # of a strategy's name, in an OUTCOME
 MAX_AHEAD = 512  # open queries of one task; half of what a device's window remembers
 CLOSED_KEPT = 256  # closed rounds kept per task, so that a late answer is counted as late
 MISSED_UNTIL_SILENT = 3  # rounds in a row without a sign; such a member is asked, but not awaited
@@ -35,6 +36,8 @@ OUTCOMES_KEPT = 64  # of a client: a resent ASK gets the same OUTCOME frame. As 
 WELCOME_AGAIN_US = (1_000_000, 4_000_000, 16_000_000)
 """A WELCOME that no frame answers is resent after these waits: READY may have been lost."""
 STATE_EVERY_US = 1_000_000  # correcting a wrong retained state: no faster than this
+CATCH_UP_EVERY_US = 1_000_000  # a member that says READY again and again is sent open queries no faster
+CATCH_UP_BYTES = 1_000_000  # of open queries sent to a member that is back; the oldest first
 MAX_SEQ = 0xFFFFFFFF
 
 
@@ -82,7 +85,7 @@ class _Epoch:
     @property
     def floor(self) -> int:
         """Lowest seq still open."""
-        return min(self.open, default=self.next_seq)
+        return next(iter(self.open), self.next_seq)  # they were opened in the order of their seq
 
 
 class Gateway:
@@ -98,6 +101,13 @@ class Gateway:
         policy: RoundPolicy | None = None,
         strategies: Mapping[str, Strategy] = STRATEGIES,
     ) -> None:
+        members = list(roster)
+        if len({member.index for member in members} | {0}) <= len(members):
+            raise ValueError("the roster gives an index twice, or the index 0")
+        if len({(member.role, member.id) for member in members}) < len(members):
+            raise ValueError("the roster gives an id twice")
+        if not all(name.isascii() and 1 <= len(name) <= MAX_NAME_BYTES for name in strategies):
+            raise ValueError(f"a strategy's name must be 1 to {MAX_NAME_BYTES} ASCII characters")
         self.identity = identity
         self.policy = policy or RoundPolicy()
         self._strategies = strategies
@@ -105,11 +115,13 @@ class Gateway:
         self._boot = int.from_bytes(entropy(4), "big")
         self._settle_secret = entropy(32)
         self._epochs = {task.number: self._new_epoch(task) for task in tasks}
-        self._peers = {member.index: Peer(member, identity) for member in roster}
-        self._by_id = {(peer.member.role, peer.member.id): peer for peer in self._peers.values()}
+        self._peers = {member.index: Peer(member, identity) for member in members}
+        self._senders = {self._topic_from(peer): peer for peer in self._peers.values()}
         self._names = {index: peer.member.id for index, peer in self._peers.items()}
         self._asks: dict[int, dict[int, _Asked]] = {}
         """Per client, by counter: the asks of its current session."""
+        self._welcomes: dict[int, tuple[int, int]] = {}
+        """Per member with a pending session: when its WELCOME is sent again, and how often it was."""
         self._wakes: list[tuple[int, int, int]] = []
         """Heap of (time, task, seq) at which a round wants a look; task 0 stands for a member's
         pending session, with its index for the seq, and task -1 for the state that others overwrote."""
@@ -206,7 +218,7 @@ class Gateway:
                 effects += self._own_state(b"", now=now)
                 continue
             if not task:
-                effects += self._welcome_again(self._peers[seq])
+                effects += self._welcome_again(self._peers[seq], due_us, now=now)
                 continue
             asked = self._epochs[task].open.get(seq)
             if asked is None:
@@ -221,30 +233,35 @@ class Gateway:
         """A message came. Drops what is not acceptable, with its reason."""
         if topic == self._gateway_topic:
             return self._own_state(payload, now=now)
-        try:
-            level, name = topics.parse_member(topic, self.identity.federation)
-            peer = self._by_id.get(("client" if level == "ca" else "device", name))
-            if peer is None:
-                raise DecodeError("stranger")
-        except ProtocolError as error:
-            return [Rejected(reason=error.reason)]
-        if level == "s":
-            # Anybody may write there, and what is noticed is logged: the known words alone pass.
-            known = payload in presence.STATES
-            return [Noticed(name, payload.decode())] if known else [Rejected(reason="presence")]
+        peer = self._senders.get(topic)
+        if peer is None:
+            return [self._other(topic, payload)]
         try:
             kind = frames.parse_type(payload)
-            if kind is Type.ANSWER and level == "a":
+            if kind is Type.ANSWER and peer.member.role == "device":
                 return self._answer(peer, payload, now=now)
             if kind is Type.HELLO:
                 return self._hello(peer, payload, now=now)
             if kind is Type.READY:
-                return self._ready(peer, payload)
-            if kind is Type.ASK and level == "ca":
+                return self._ready(peer, payload, now=now)
+            if kind is Type.ASK and peer.member.role == "client":
                 return self._client_ask(peer, payload, now=now)
             raise ProtocolError("direction")
         except ProtocolError as error:
-            return [Rejected(reason=error.reason, peer=name)]
+            return [Rejected(reason=error.reason, peer=peer.member.id)]
+
+    def _other(self, topic: str, payload: bytes) -> Effect:
+        """What comes on no member's topic: a device's presence, or nothing of ours."""
+        try:
+            level, name = topics.parse_member(topic, self.identity.federation)
+        except ProtocolError as error:
+            return Rejected(reason=error.reason)
+        device = topics.from_device(self.identity.federation, name)
+        if level != "s" or device not in self._senders:
+            return Rejected(reason="stranger")
+        # Anybody may write there, and what is noticed is logged: the known words alone pass.
+        known = payload in presence.STATES
+        return Noticed(name, payload.decode()) if known else Rejected(reason="presence")
 
     def _state(self) -> Publish:
         state = presence.build_gateway_state(self._boot)
@@ -288,8 +305,10 @@ class Gateway:
         try:
             vote = self._read_vote(epoch.task, peer.member, form, code)
             fate = asked.round.add(peer.member.index, vote)
-            # Only now: a replayed answer is no sign of life.
-            peer.missed = 0
+            if fate is not Fate.LATE or now < asked.round.deadline_us:
+                # Only now: a replayed answer is no sign of life. One that came before the deadline is,
+                # though others were faster; to be later than that always is not to be awaited.
+                peer.missed = 0
             if fate is Fate.LATE:
                 raise ProtocolError("late")
         except ProtocolError as error:
@@ -327,27 +346,50 @@ class Gateway:
             raise ProtocolError("task_mismatch")
         welcome = replace(welcome, epoch=epoch.keys.number, floor=epoch.floor, epoch_key=epoch.key)
         session = peer.welcome(payload, handshake, welcome, task=hello.task, model=hello.model)
-        for wait_us in WELCOME_AGAIN_US:
-            heapq.heappush(self._wakes, (now + wait_us, 0, member.index))
+        self._welcome_later(member.index, 0, now=now)
         return [Publish(self._topic_to(peer), session.welcome)]
 
-    def _welcome_again(self, peer: Peer) -> list[Effect]:
-        latest = peer.latest_pending
-        return [] if latest is None else [Publish(self._topic_to(peer), latest.welcome)]
+    def _welcome_later(self, index: int, sent: int, *, now: int) -> None:
+        """One series of resends a member, however many HELLOs come; of two wakes the sooner counts."""
+        due_us = now + WELCOME_AGAIN_US[sent]
+        waiting_us, _ = self._welcomes.get(index, (due_us + 1, 0))
+        if due_us < waiting_us:
+            heapq.heappush(self._wakes, (due_us, 0, index))
+        self._welcomes[index] = min(due_us, waiting_us), sent
 
-    def _ready(self, peer: Peer, payload: bytes) -> list[Effect]:
+    def _welcome_again(self, peer: Peer, due_us: int, *, now: int) -> list[Effect]:
+        index, latest = peer.member.index, peer.latest_pending
+        waiting_us, sent = self._welcomes.get(index, (0, 0))
+        if waiting_us != due_us:
+            return []  # a sooner wake took its place
+        del self._welcomes[index]
+        if latest is None:
+            return []
+        if sent + 1 < len(WELCOME_AGAIN_US):
+            self._welcome_later(index, sent + 1, now=now)
+        return [Publish(self._topic_to(peer), latest.welcome)]
+
+    def _ready(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
         frame = self._session_frame(peer, payload)
         session = peer.find(frame.session)
         body = session.open(Type.READY, frame)
-        member = peer.member
-        if member.role == "device":
-            session.forms = payloads.decode_ready(body)
+        if peer.member.role == "client":
+            return self._promote(peer, session)
+        forms = payloads.decode_ready(body)
         peer.missed = 0
-        effects = self._promote(peer, session)
-        if member.role == "device":
-            # It may have missed queries that are still open: it was away, or is new since.
-            for asked in self._epochs[session.task].open.values():
-                effects += self._ask_again(asked, {member.index} & set(asked.round.silent()))
+        return [*self._promote(peer, session, forms=forms), *self._catch_up(peer, session, now=now)]
+
+    def _catch_up(self, peer: Peer, session: Session, *, now: int) -> list[Effect]:
+        """Open queries that the device was asked and may have missed: it was away."""
+        if now < peer.caught_up_us + CATCH_UP_EVERY_US:
+            return []
+        index, left, effects = peer.member.index, CATCH_UP_BYTES, []
+        for asked in self._epochs[session.task].open.values():
+            if asked.round.fates.get(index) is Fate.ASKED and len(asked.frame) <= left:
+                left -= len(asked.frame)
+                effects += self._ask_again(asked, [index])
+        if effects:
+            peer.caught_up_us = now
         return effects
 
     def _client_ask(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
@@ -387,12 +429,12 @@ class Gateway:
             raise ProtocolError("index")
         return frame
 
-    def _promote(self, peer: Peer, session: Session) -> list[Effect]:
+    def _promote(self, peer: Peer, session: Session, *, forms: frozenset[Form] = frozenset()) -> list[Effect]:
         if not peer.promote(session):
             return []
         # Counters begin anew with a session: what is kept of the old one's asks names nothing now.
         self._asks.pop(peer.member.index, None)
-        return [Joined(peer.member.id)]
+        return [Joined(peer.member.id, forms)]
 
     def _open_round(
         self,
@@ -480,6 +522,10 @@ class Gateway:
 
     def _topic_to(self, peer: Peer) -> str:
         build = topics.to_device if peer.member.role == "device" else topics.to_client
+        return build(self.identity.federation, peer.member.id)
+
+    def _topic_from(self, peer: Peer) -> str:
+        build = topics.from_device if peer.member.role == "device" else topics.from_client
         return build(self.identity.federation, peer.member.id)
 
     @property

@@ -48,8 +48,8 @@ class Log:
                 self.event("connected")
             case Down(reason=reason, was_up=was_up):
                 self.event("disconnected" if was_up else "broker_unreachable", reason=reason)
-            case Joined(peer=peer):
-                self.event("joined", peer=peer)
+            case Joined(peer=peer, forms=forms):
+                self.event("joined", peer=peer, forms=[form.title for form in sorted(forms)])
             case Noticed(peer=peer, state=state):
                 self.event("presence", peer=peer, state=state)
             case Rejected(reason=reason, peer=peer):

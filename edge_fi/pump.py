@@ -66,8 +66,7 @@ class Pump:
 
     def turn(self, *, longest_s: float = 1.0) -> None:
         """Wait this long at the most, then do whatever is due."""
-        self._wait(longest_s)
-        self._link.service()
+        self._link.service(self._wait(longest_s))
         while self._link.events:
             event = self._link.events.popleft()
             now = monotonic_us()
@@ -132,7 +131,8 @@ class Pump:
             now = monotonic_us()
             self.perform(self._inferring.inferred(effect.ticket, its_scores, now=now))
 
-    def _wait(self, longest_s: float) -> None:
+    def _wait(self, longest_s: float) -> list[int]:
+        """The descriptors that are ready."""
         wakes = [self._link.next_service() - time.monotonic(), longest_s]
         due = self._machine.next_deadline()
         if due is not None:
@@ -140,4 +140,4 @@ class Pump:
         poll = select.poll()
         for descriptor, also_write in self._link.descriptors():
             poll.register(descriptor, select.POLLIN | (select.POLLOUT if also_write else 0))
-        poll.poll(max(0.0, min(wakes)) * 1000)
+        return [descriptor for descriptor, _ in poll.poll(max(0.0, min(wakes)) * 1000)]

@@ -19,7 +19,7 @@ from typing import Literal
 
 from edge_fi.errors import ProtocolError
 from edge_fi.messages import Fate, Form, Outcome, Status, Vote
-from edge_fi.voting.strategy import STRATEGIES, Strategy, aggregate
+from edge_fi.voting.strategy import STRATEGIES, Strategy, stack
 
 Event = Literal["vote", "abstain", "settle", "expire"]
 
@@ -135,13 +135,14 @@ class Round:
         elapsed_us = now - self.opened_us
         if status is not Status.ANSWERED:
             return Outcome(status=status, fates=fates, votes=votes, seq=self.seq, elapsed_us=elapsed_us)
-        pooled = aggregate(votes, self._strategy)
+        probabilities, log_weights = stack(votes)
+        pooled = self._strategy(probabilities, log_weights)
         label = int(pooled.argmax())
         return Outcome(
             status=status,
             label=label,
             probabilities=tuple(pooled.tolist()),
-            agreement=sum(vote.label == label for vote in votes) / len(votes),
+            agreement=float((probabilities.argmax(axis=1) == label).mean()),
             strategy=self.policy.strategy,
             fates=fates,
             votes=votes,

@@ -6,6 +6,7 @@ WELCOME, so that a lost one costs only a resend. Session keys and ephemeral keys
 (rule R2). Pure: `now` in microseconds, randomness as an argument.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from edge_fi.crypto.aead import open_sealed, seal
@@ -13,14 +14,19 @@ from edge_fi.crypto.keys import Entropy, KeyPair, SigningKey, derive, dh
 from edge_fi.crypto.noise import HandshakeKK
 from edge_fi.crypto.seal import SessionKeys, check_hello_mac, hello_mac, prologue
 from edge_fi.errors import ProtocolError
-from edge_fi.messages import Form
 from edge_fi.replay import ReplayWindow
 from edge_fi.wire import frames, payloads
 from edge_fi.wire.frames import SessionFrame, Type
 
 FIRST_RETRY_US = 500_000  # a WELCOME takes one round trip; most links make that in half a second
 LAST_RETRY_US = 30_000_000  # a gateway that is away for a day costs a member 3 kB an hour
+FIRST_REJOIN_WINDOW_MS = 1_000  # before any WELCOME has named one
+LONGEST_REJOIN_WINDOW_MS = 60_000  # so that no gateway, however large, sends a fleet to sleep
+FIRST_DOUBT_US = 1_000_000  # after a rejoin that a hint caused for nothing, hints rest this long, ...
+LAST_DOUBT_US = 30_000_000  # ... then twice as long, up to this
+SESSION_US = 86_400_000_000  # a day; then a session is renewed
 MAX_PENDING = 2  # a genuine HELLO and one that crosses it
+MAX_SPENT = 16  # HELLOs of earlier sessions that are known as replays without a Diffie-Hellman
 SESSION_NUMBERS = 16  # four bits in every header
 
 
@@ -83,8 +89,6 @@ class Session:
     """The task a device named in its HELLO; 0 for a client."""
     model: bytes = b""
     """The model a device named in its HELLO."""
-    forms: frozenset[Form] = frozenset()
-    """The forms a device offered in READY; empty until then."""
     hello: bytes = field(default=b"", repr=False)
     welcome: bytes = field(default=b"", repr=False)
     _sent: int = 0
@@ -118,24 +122,42 @@ def hello_key(static: KeyPair, peer: bytes, context: bytes) -> bytes:
 
 
 class Joiner:
-    """The member's side: says HELLO, resends it unchanged with back-off, opens WELCOME."""
+    """The member's side: says HELLO, resends it unchanged with back-off, opens WELCOME, once a day anew.
 
-    def __init__(self, identity: Identity, entropy: Entropy) -> None:
+    That the gateway lost our session is told by nothing that is sealed for us: only by hints that
+    anybody can make or replay. A hint that proves false makes the next ones wait, twice as long each
+    time, since each rejoin costs what is being inferred.
+    """
+
+    def __init__(self, identity: Identity, payload: bytes, entropy: Entropy) -> None:
         self._identity = identity
+        self._payload = payload
         self._entropy = entropy
         self._prologue = prologue(identity.federation, identity.role, identity.index)
         self._mac_key = hello_key(identity.static, identity.gateway_static, self._prologue)
         self._handshake: HandshakeKK | None = None
-        self._payload = b""
         self._hello = b""
+        self._is_sent = False
+        self._welcome = b""
+        """The frame that began the session."""
         self._retry_us = FIRST_RETRY_US
         self._earliest_us = 0
+        self._boot: int | None = None
+        self._announced: int | None = None
+        """The latest boot that the gateway's presence named while a HELLO was out."""
+        self._doubt_us = 0
+        self._hints_from_us = 0
+        self._rejoin_window_ms = FIRST_REJOIN_WINDOW_MS
         self.due_us: int | None = None
-        """When `poll` next has a HELLO; None where none is wanted."""
+        """When `poll` next has a HELLO; None before the first `begin`."""
 
-    def begin(self, payload: bytes, *, at: int) -> None:
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a HELLO is out, or due, that no WELCOME has answered."""
+        return self._handshake is not None
+
+    def begin(self, *, at: int) -> None:
         """Want a session: a new HELLO, due at this time."""
-        self._payload = payload
         self._handshake = HandshakeKK(
             initiator=True,
             prologue=self._prologue,
@@ -144,55 +166,104 @@ class Joiner:
             peer_static=self._identity.gateway_static,
         )
         header = frames.build_handshake_header(Type.HELLO, self._identity.index)
-        maced = header + self._handshake.write_message_1(payload)
+        maced = header + self._handshake.write_message_1(self._payload)
         self._hello = maced + hello_mac(self._mac_key, maced)
+        self._is_sent = False
         self._retry_us = FIRST_RETRY_US
         self.due_us = max(at, self._earliest_us)
 
     def hasten(self, *, at: int) -> None:
         """Somebody may be listening now: resend by this time, and start the back-off again.
 
-        Hints come unauthenticated: however many come, HELLOs keep their least distance.
+        However often this is called, HELLOs keep their least distance.
         """
-        if self.due_us is not None:
+        if self._handshake is not None and self.due_us is not None:
             self.due_us = max(min(self.due_us, at), self._earliest_us)
             self._retry_us = FIRST_RETRY_US
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a HELLO is out that no WELCOME has answered."""
-        return self._handshake is not None
+    def connected(self, *, now: int) -> None:
+        """The link is up: before the first session, a HELLO is due at once.
+
+        Later, one that waits goes on waiting: where all reconnect together, its window spreads them.
+        """
+        if self._boot is not None:
+            return
+        if self._handshake is not None:
+            self.hasten(at=now)
+        else:
+            self.begin(at=now)
+
+    def announced(self, boot: int, *, now: int) -> None:
+        """The gateway's presence, or somebody in its name, says which run of it this is."""
+        if self._handshake is not None:
+            self._announced = boot
+        if self._handshake is not None or boot != self._boot:
+            self.hint(now=now)
+
+    def hint(self, *, now: int) -> None:
+        """The gateway may not hold our session: a HELLO soon, unless such hints proved false lately."""
+        share = int.from_bytes(self._entropy(4), "big")
+        wait_us = self._rejoin_window_ms * 1000 * share >> 32
+        at = max(now + wait_us, self._hints_from_us)
+        if self._handshake is not None:
+            self.hasten(at=at)
+        else:
+            self.begin(at=at)
 
     def poll(self, *, now: int) -> bytes | None:
         """The HELLO frame, if it is due."""
         if self.due_us is None or now < self.due_us:
             return None
+        if self._handshake is None:
+            self.begin(at=now)  # the session is a day old
         jitter = self._retry_us * int.from_bytes(self._entropy(1)) // 1024
         self.due_us = now + self._retry_us + jitter
         self._earliest_us = now + FIRST_RETRY_US
         self._retry_us = min(self._retry_us * 2, LAST_RETRY_US)
+        self._is_sent = True
         return self._hello
 
-    def finish(self, frame: bytes) -> tuple[Session, payloads.Welcome]:
+    def finish(self, frame: bytes, *, now: int) -> tuple[Session, payloads.Welcome]:
         """The session that a WELCOME frame begins. Raises ProtocolError, and then goes on waiting."""
         parsed = frames.parse_handshake(frame)
-        if self._handshake is None:
-            raise ProtocolError("unexpected")
         if parsed.index != self._identity.index:
             raise ProtocolError("index")
+        if self._handshake is None:
+            # Old HELLOs of ours, replayed, can have cost the gateway the session that we hold. Not
+            # so a copy: over a slow link, each HELLO sent again brings one.
+            if frame != self._welcome:
+                self.hint(now=now)
+            raise ProtocolError("unexpected")
+        if not self._is_sent:
+            raise ProtocolError("unexpected")  # nobody can have answered yet
         payload = self._handshake.read_message_2(parsed.message)
         try:
             welcome = payloads.decode_welcome(payload, is_device=self._identity.role == "device")
         except ProtocolError:
             # The handshake is used up. A gateway of another version says this each time: no faster.
             retry_us = self._retry_us
-            self.begin(self._payload, at=self.due_us or 0)
+            self.begin(at=self.due_us or 0)
             self._retry_us = retry_us
             raise
         keys = SessionKeys.from_transport(*self._handshake.split())
         self._handshake = None
-        self.due_us = None
+        self._welcome = frame
+        self.due_us = now + SESSION_US
+        self._weigh_hints(welcome, now=now)
         return Session(welcome.session, parsed.index, keys, welcome=frame), welcome
+
+    def _weigh_hints(self, welcome: payloads.Welcome, *, now: int) -> None:
+        """Rejoining the run of the gateway that was joined before was for nothing, or nearly so."""
+        if welcome.boot == self._boot:
+            self._doubt_us = min(max(self._doubt_us * 2, FIRST_DOUBT_US), LAST_DOUBT_US)
+        else:
+            self._doubt_us = 0
+        self._hints_from_us = now + self._doubt_us
+        self._boot = welcome.boot
+        self._rejoin_window_ms = min(welcome.rejoin_window_ms, LONGEST_REJOIN_WINDOW_MS)
+        announced, self._announced = self._announced, None
+        if announced not in (None, welcome.boot):
+            self.hint(now=now)  # the gateway may have begun anew since it sent this
 
 
 class Peer:
@@ -202,11 +273,15 @@ class Peer:
         self.member = member
         self.current: Session | None = None
         self.missed = 0
-        """Rounds in a row that ended without a sign of this member."""
+        """Rounds in a row that ended without a timely answer of this member."""
+        self.caught_up_us = -1 << 62
+        """When it was last sent what it may have missed: never."""
         self._identity = identity
         self._prologue = prologue(identity.federation, member.role, member.index)
         self._mac_key = b""
         self._pending: list[Session] = []
+        self._spent: deque[bytes] = deque(maxlen=MAX_SPENT)
+        """Macs of the HELLOs whose sessions were superseded by a later one that was taken up."""
         self._next_number = 0
 
     def read_hello(self, frame: bytes, *, entropy: Entropy) -> tuple[bytes, HandshakeKK | Session]:
@@ -219,7 +294,8 @@ class Peer:
         # One Diffie-Hellman a member and run, whatever strangers send.
         self._mac_key = self._mac_key or hello_key(self._identity.static, self.member.public, self._prologue)
         check_hello_mac(self._mac_key, parsed.maced, parsed.mac)
-        if self.current is not None and self.current.hello == frame:
+        is_current = self.current is not None and self.current.hello == frame
+        if is_current or parsed.mac in self._spent:
             raise ProtocolError("replay")
         for session in self._pending:
             if session.hello == frame:
@@ -282,7 +358,10 @@ class Peer:
         if session is self.current:
             return False
         # What was begun before this session will not be finished by a member that has this one.
-        self._pending = self._pending[self._pending.index(session) + 1 :]
+        place = self._pending.index(session)
+        superseded = self._pending[:place] + ([] if self.current is None else [self.current])
+        self._spent += [other.hello[-frames.MAC_BYTES :] for other in superseded]
+        self._pending = self._pending[place + 1 :]
         self.current = session
         return True
 

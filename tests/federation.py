@@ -172,7 +172,7 @@ class HandMember:
 
     def __init__(self, name: str = "pi-1", index: int = 1, role: str = "device", *, life: int = 0) -> None:
         self.identity = identity(name, index, role)
-        self.joiner = Joiner(self.identity, Stream(f"hand {name} {life}"))
+        self.joiner = Joiner(self.identity, b"", Stream(f"hand {name} {life}"))
         self.topic = f"fi1/{FEDERATION}/{'a' if role == 'device' else 'ca'}/{name}"
         self.inbox = f"fi1/{FEDERATION}/{'d' if role == 'device' else 'cd'}/{name}"
         self.session: Session | None = None
@@ -183,7 +183,8 @@ class HandMember:
         """A new HELLO frame."""
         is_device = self.identity.role == "device"
         usual = payloads.encode_hello(Hello(model, task.number, task.digest())) if is_device else b""
-        self.joiner.begin(usual if payload is None else payload, at=0)
+        self.joiner._payload = usual if payload is None else payload
+        self.joiner.begin(at=0)
         assert self.joiner.due_us is not None
         hello = self.joiner.poll(now=self.joiner.due_us)
         assert hello is not None
@@ -191,7 +192,7 @@ class HandMember:
 
     def welcome(self, frame: bytes) -> "HandMember":
         """Take in a WELCOME frame."""
-        self.session, self.welcomed = self.joiner.finish(frame)
+        self.session, self.welcomed = self.joiner.finish(frame, now=0)
         if self.identity.role == "device":
             self.epoch = seal.Epoch.from_key(self.welcomed.epoch, self.welcomed.epoch_key)
         return self

@@ -113,12 +113,12 @@ class SecondDevice:
         check((frame[0], level) in taker, "direction")
         if frame[0] == 0x11 and frame == self.welcomed:
             return self.ready()
-        check(frame[0] != 0x11 or self.waiting, "unexpected")
         check(frame[1] == 0, "flags")
         return taker[frame[0], level](frame)
 
     def welcome(self, frame: bytes) -> bytes:
         check(struct.unpack_from(">H", frame, 2)[0] == self.index, "index")
+        check(self.waiting, "unexpected")
         public, sealed = frame[4:36], frame[36:]
         mixed = blake2b(self.hash + public).digest()
         chain, _ = hkdf(self.chain, dh(self.ephemeral, public))

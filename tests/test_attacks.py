@@ -7,6 +7,7 @@ After each attack the machine is what it was (`state_of` compares all of it, in 
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,20 +32,19 @@ from federation import (
     published,
 )
 
-import edge_fi.crypto.noise
 import edge_fi.session
 from edge_fi.client import Client
-from edge_fi.crypto import keys, seal
+from edge_fi.crypto import seal
 from edge_fi.crypto.keys import SigningKey
 from edge_fi.crypto.seal import hello_mac
 from edge_fi.device import Device
 from edge_fi.effects import Deliver, Effect, Joined, Publish, Rejected
 from edge_fi.errors import SealError
 from edge_fi.gateway import Gateway
-from edge_fi.messages import Fate, Form, Outcome, Status, Vote
+from edge_fi.messages import VOTE_FORMS, Fate, Form, Outcome, Status, Vote
 from edge_fi.replay import ReplayWindow
 from edge_fi.round import RoundPolicy
-from edge_fi.session import FIRST_RETRY_US, Identity, Member
+from edge_fi.session import FIRST_RETRY_US, MAX_SPENT, Identity, Member
 from edge_fi.wire import frames, votes
 from edge_fi.wire.frames import Type
 from firmware_sim.stream import Stream
@@ -55,6 +55,8 @@ CA, CD = "fi1/acme/ca/laptop-1", "fi1/acme/cd/laptop-1"
 SECOND = 1_000_000
 LOGITS = np.array([5.0, 0.0, 0.0, 0.0])
 ANSWERED = Outcome(status=Status.ANSWERED, label=0, probabilities=(1.0, 0.0, 0.0, 0.0), agreement=1.0)
+
+EVERY_FORM = frozenset(VOTE_FORMS)
 
 Machine = Device | Gateway | Client
 
@@ -221,7 +223,7 @@ def ready_case() -> Case:
     gateway = lone_gateway()
     frame = HandMember().join(gateway, ready=False).ready()
     regions = [*SESSION_REGIONS, (len(frame), {"seal"})]
-    return Case(gateway, A, frame, "pi-1", regions, lambda effects: effects == [Joined("pi-1")])
+    return Case(gateway, A, frame, "pi-1", regions, lambda effects: effects == [Joined("pi-1", EVERY_FORM)])
 
 
 def answer_case() -> Case:
@@ -432,7 +434,7 @@ def test_a_stranger_is_dropped(topic: str) -> None:
 def test_a_strangers_hello_in_a_members_name_is_dropped() -> None:
     gateway, device, other, _ = a_gateway()
     stranger = HandMember("pi-1", 1)
-    stranger.joiner = edge_fi.session.Joiner(with_keys_of("mallory"), Stream("mallory"))
+    stranger.joiner = edge_fi.session.Joiner(with_keys_of("mallory"), b"", Stream("mallory"))
     refused(gateway, A, stranger.hello(), "mac", peer="pi-1")
     gateway_is_unharmed(gateway, device, other)
 
@@ -601,13 +603,31 @@ def test_a_replayed_hello_of_the_current_session_is_dropped() -> None:
     gateway_is_unharmed(gateway, device, fellow)
 
 
+def test_the_hellos_of_superseded_sessions_are_replays_and_cost_no_dh(dh_calls: list[bytes]) -> None:
+    gateway, hellos = lone_gateway("pi-1", "pi-2"), []
+    for life in range(5):
+        device = HandMember(life=life)
+        hellos.append(device.hello())
+        device.welcome(only_publish(gateway.receive(A, hellos[-1], now=0)).payload)
+        gateway.receive(A, device.ready(), now=0)
+    fellow = HandMember("pi-2", 2).join(gateway)
+    dh_calls.clear()
+    for _ in range(20):
+        for hello in hellos:
+            refused(gateway, A, hello, "replay", peer="pi-1")
+    assert dh_calls == []
+    gateway_is_unharmed(gateway, device, fellow)
+
+
 def test_an_older_hello_replayed_leaves_the_current_session_as_it_is() -> None:
+    """Older than the HELLOs that the gateway remembers."""
     gateway, fellow = lone_gateway("pi-1", "pi-2"), HandMember("pi-2", 2)
     former = HandMember()
     hello = former.hello()
     former.welcome(only_publish(gateway.receive(A, hello, now=0)).payload)
     gateway.receive(A, former.ready(), now=0)
-    device = HandMember(life=1).join(gateway)
+    for life in range(1, MAX_SPENT + 2):
+        device = HandMember(life=life).join(gateway)
     fellow.join(gateway)
     for now in range(20):
         (effect,) = gateway.receive(A, hello, now=now)
@@ -626,7 +646,7 @@ def test_hellos_that_cross_do_not_keep_a_device_out() -> None:
     with pytest.raises(SealError):
         late.welcome(stray.payload)
     late.welcome(welcome.payload)
-    assert gateway.receive(A, late.ready(), now=1) == [Joined("pi-1")]
+    assert gateway.receive(A, late.ready(), now=1) == [Joined("pi-1", EVERY_FORM)]
     gateway_is_unharmed(gateway, late)
 
 
@@ -822,6 +842,43 @@ def test_a_flood_of_forged_gateway_states_keeps_hellos_at_their_distance() -> No
     assert hellos <= 1 + 20 * SECOND // FIRST_RETRY_US
 
 
+def test_a_flood_of_forged_gateway_states_costs_a_client_ever_fewer_hellos() -> None:
+    client, gateway = a_client()
+    hellos = []
+    for now in range(0, 300 * SECOND, SECOND // 20):
+        assert client.receive(G, b"ready %08x" % now, now=now) == []
+        for message in published(client.tick(now=now)):
+            hellos.append(now)
+            gateway.entropy = Stream(f"at {now}")
+            client.receive(CD, gateway.welcome(message.payload), now=now)
+    # 1, 2, 4, 8, 16 s of doubt, then 30 s each, and no sooner than the window allows.
+    assert 5 <= len(hellos) <= 7 + 300 // 30
+    gaps = [later - sooner for sooner, later in pairwise(hellos[5:])]
+    assert gaps and min(gaps) >= 16 * SECOND
+    question = only_publish(client.ask(TASK, TENSOR, deadline_ms=5000, reference="me", now=300 * SECOND))
+    assert gateway.open(question.payload)
+    outcome = gateway.outcome(0, ANSWERED)
+    assert client.receive(CD, outcome, now=300 * SECOND) == [Deliver("me", ANSWERED)]
+
+
+def test_a_flood_of_forged_gateway_states_costs_a_client_no_question() -> None:
+    federation = Federation([constant(5, 0, 0, 0)] * 2, clients=1).join()
+    federation.fleet.nodes["pi-1"].infer_us = 1_000_000
+
+    def flood(boot: int = 1) -> None:
+        federation.inject("gateway/state", b"ready %08x" % boot)
+        federation.fleet.clock.at(federation.fleet.clock.now + 50_000, lambda: flood(boot + 1))
+
+    flood()
+    for number in range(20):
+        federation.client_asks(number)
+        federation.fleet.run(6)
+    outcomes = federation.fleet.nodes["laptop-1"].outcomes
+    assert [outcomes[number].status for number in range(20)] == [Status.ANSWERED] * 20
+    # Its first, five while doubt grows to half a minute, then one each half minute.
+    assert len(federation.frames("ca", Type.HELLO)) <= 1 + 6 + 120 // 30
+
+
 def test_a_flood_of_forged_gateway_states_does_not_stop_slow_models_from_answering() -> None:
     federation = Federation([constant(5, 0, 0, 0)] * 2).join()
     for name in federation.names:
@@ -915,20 +972,6 @@ def test_a_presence_of_a_member_in_unknown_words_is_dropped() -> None:
 # What it costs to refuse
 
 
-@pytest.fixture
-def dh_calls(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The public keys of all Diffie-Hellmans from now on."""
-    calls: list[bytes] = []
-
-    def dh(private: bytes, public: bytes) -> bytes:
-        calls.append(public)
-        return keys.dh(private, public)
-
-    monkeypatch.setattr(edge_fi.session, "dh", dh)
-    monkeypatch.setattr(edge_fi.crypto.noise, "dh", dh)
-    return calls
-
-
 def test_a_flood_of_hellos_from_a_stranger_costs_one_dh_a_member_and_no_memory(dh_calls: list[bytes]) -> None:
     gateway, stream = lone_gateway("pi-1", "pi-2"), Stream("flood")
     honest = HandMember().hello()
@@ -951,6 +994,21 @@ def test_a_flood_of_other_forged_frames_costs_no_dh_at_all(dh_calls: list[bytes]
             gateway.receive(topic, flipped, now=1)
     assert dh_calls == []
     gateway_is_unharmed(gateway, device, fellow)
+
+
+def test_a_welcome_that_comes_before_the_hello_was_sent_costs_no_dh(dh_calls: list[bytes]) -> None:
+    device, gateway = a_device()
+    client, clients_gateway = a_client()
+    assert gateway.session is not None and clients_gateway.session is not None
+    device.receive(G, b"ready 00000001", now=1)
+    client.receive(G, b"ready 00000001", now=1)
+    strays = HandGateway().welcome(HandMember(life=1).hello()), clients_gateway.session.welcome
+    dh_calls.clear()
+    for _ in range(50):
+        refused(device, D, strays[0], "unexpected")
+        refused(client, CD, strays[1], "unexpected")
+    assert dh_calls == []
+    device_is_unharmed(device, gateway)
 
 
 def test_a_flood_of_replayed_hellos_of_a_waiting_device_costs_no_more_dh(dh_calls: list[bytes]) -> None:
@@ -1031,7 +1089,7 @@ def test_a_device_believes_no_gateway_but_its_own() -> None:
         false.welcome(hello.payload)
     refused(device, Q, false.query(1), "signature")
     stranger = HandMember()
-    stranger.joiner = edge_fi.session.Joiner(to_gateway(false), Stream("x"))
+    stranger.joiner = edge_fi.session.Joiner(to_gateway(false), b"", Stream("x"))
     refused(device, D, false.welcome(stranger.hello()), "seal")
 
 
@@ -1072,6 +1130,7 @@ def test_a_device_of_another_federation_is_a_stranger() -> None:
             gateway_static=true.gateway_static,
             gateway_verify=true.gateway_verify,
         ),
+        b"",
         Stream("elsewhere"),
     )
     refused(gateway, A, elsewhere.hello(), "mac", peer="pi-1")

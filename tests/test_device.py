@@ -16,8 +16,6 @@ from federation import (
 )
 
 from edge_fi.device import (
-    FIRST_DOUBT_US,
-    LONGEST_DOUBT_US,
     Device,
     Labelling,
     spread,
@@ -25,7 +23,7 @@ from edge_fi.device import (
 from edge_fi.effects import Infer, Joined, Publish, Rejected, Ticket
 from edge_fi.messages import VOTE_FORMS, Array, Form, Tensor
 from edge_fi.replay import WINDOW
-from edge_fi.session import FIRST_RETRY_US
+from edge_fi.session import FIRST_DOUBT_US, FIRST_RETRY_US, LAST_DOUBT_US, SESSION_US
 from edge_fi.wire import votes
 from edge_fi.wire.payloads import decode_ready
 
@@ -116,7 +114,7 @@ def test_a_welcome_begins_a_session_and_is_answered_by_ready() -> None:
     assert begun == Joined("gateway") and presence == READY
     assert isinstance(ready, Publish) and ready.topic == A
     assert decode_ready(gateway.open(ready.payload)) == frozenset(VOTE_FORMS)
-    assert device.next_deadline() is None
+    assert device.next_deadline() == 1 + SESSION_US
 
 
 def test_a_repeated_welcome_is_answered_by_another_ready() -> None:
@@ -134,7 +132,50 @@ def test_a_device_that_reconnects_with_a_session_says_ready_and_no_hello() -> No
     presence, ready = device.connected(now=2)
     assert presence == READY
     assert isinstance(ready, Publish) and ready.payload[0] == 0x12
+    assert device.next_deadline() == SESSION_US
+
+
+def test_a_device_that_reconnects_with_a_session_leaves_a_rejoin_that_waits_as_it_is() -> None:
+    device, _ = joined()
+    device.receive(G, b"ready 00000001", now=SECOND)
+    due = device.next_deadline()
+    assert due is not None and due > SECOND
+    device.disconnected(now=SECOND)
+    assert len(device.connected(now=SECOND)) == 2
+    assert device.next_deadline() == due
+
+
+# Age
+
+
+def test_a_device_renews_its_session_after_a_day_and_answers_under_the_old_one_until_then() -> None:
+    device, gateway = joined()
+    assert device.tick(now=SESSION_US - 1) == []
+    hello = hello_of(device, now=SESSION_US)
+    assert hello[0] == 0x10
+    now = SESSION_US + 1
+    old, query = gateway.session, gateway.query(1)
+    form, _ = gateway.open_answer(answered(device, query, now=now), query)
+    assert form is Form.LABEL
+    begun, ready, presence = device.receive(D, gateway.welcome(hello), now=now)
+    assert begun == Joined("gateway") and presence == READY and isinstance(ready, Publish)
+    assert gateway.session is not old and gateway.open(ready.payload)
+    query = gateway.query(2)
+    form, _ = gateway.open_answer(answered(device, query, now=now), query)
+    assert form is Form.LABEL
+    assert device.next_deadline() == now + SESSION_US
+
+
+def test_a_device_whose_link_was_down_when_the_day_was_over_says_ready_and_then_renews() -> None:
+    device, gateway = joined()
+    device.disconnected(now=1)
     assert device.next_deadline() is None
+    presence, ready, hello = device.connected(now=SESSION_US + 5)
+    assert presence == READY
+    assert isinstance(ready, Publish) and isinstance(hello, Publish)
+    assert (ready.payload[0], hello.payload[0]) == (0x12, 0x10)
+    assert gateway.open(ready.payload)
+    assert device.receive(D, gateway.welcome(hello.payload), now=SESSION_US + 6)[0] == Joined("gateway")
 
 
 # The gateway's presence
@@ -168,7 +209,7 @@ def test_a_rejoin_is_spread_over_the_window_that_welcome_named_up_to_a_minute(
 def test_the_same_boot_or_any_other_word_causes_nothing(state: bytes) -> None:
     device, _ = joined()
     assert device.receive(G, state, now=SECOND) == []
-    assert device.next_deadline() is None
+    assert device.next_deadline() == SESSION_US
 
 
 def test_a_gateways_presence_hastens_a_hello_that_waits() -> None:
@@ -196,7 +237,24 @@ def test_a_hint_that_proves_false_makes_the_next_one_wait_twice_as_long() -> Non
         now = due
         rejoin(device, gateway, now=now)
     assert waits[0] < SECOND and waits[1] <= FIRST_DOUBT_US + SECOND
-    assert waits[2:] == [2 * SECOND, 4 * SECOND, 8 * SECOND, 16 * SECOND, LONGEST_DOUBT_US, LONGEST_DOUBT_US]
+    assert waits[2:] == [2 * SECOND, 4 * SECOND, 8 * SECOND, 16 * SECOND, LAST_DOUBT_US, LAST_DOUBT_US]
+
+
+def test_a_false_hint_costs_one_hello_and_not_two() -> None:
+    device, gateway = joined()
+    device.receive(G, b"ready 00000001", now=0)
+    rejoin(device, gateway, now=SECOND)
+    assert device.next_deadline() == SECOND + SESSION_US
+
+
+def test_a_false_hint_while_a_hello_is_out_costs_one_more_and_not_two() -> None:
+    device, gateway = lone_device(), HandGateway()
+    hello = device.connected(now=0)[1]
+    assert isinstance(hello, Publish)
+    device.receive(G, b"ready 00000001", now=1)
+    device.receive(D, gateway.welcome(hello.payload), now=2)
+    rejoin(device, gateway, now=2 * SECOND)
+    assert device.next_deadline() == 2 * SECOND + SESSION_US
 
 
 def test_a_hint_that_proves_true_restores_trust_in_hints() -> None:
@@ -219,7 +277,8 @@ def test_a_welcome_of_an_older_boot_than_was_announced_is_followed_by_another_he
     late = gateway.welcome(hello.payload)
     device.receive(G, b"ready %08x" % HandGateway(life=1).boot, now=1)
     assert device.receive(D, late, now=2)[0] == Joined("gateway")
-    assert device.next_deadline() is not None
+    due = device.next_deadline()
+    assert due is not None and due <= 2 + SECOND
 
 
 def test_a_welcome_that_nobody_asked_for_is_a_hint_that_the_session_is_lost() -> None:
@@ -249,7 +308,7 @@ def test_a_wrong_retained_presence_is_corrected_at_once_and_then_once_a_second()
     assert device.next_deadline() == 5 + SECOND
     assert device.tick(now=4 + SECOND) == []
     assert device.tick(now=5 + SECOND) == [READY]
-    assert device.next_deadline() is None
+    assert device.next_deadline() == SESSION_US
     assert device.receive(S, b"lost", now=5 + 2 * SECOND) == [READY]
 
 
@@ -447,9 +506,10 @@ def test_queries_of_an_unknown_epoch_are_looked_at_once_a_second() -> None:
     genuine = HandGateway(life=2).query(4)
     assert device.receive(Q, forged, now=0) == [Rejected(reason="signature")]
     assert device.receive(Q, genuine, now=SECOND - 1) == [Rejected(reason="epoch")]
-    assert device.next_deadline() is None
+    assert device.next_deadline() == SESSION_US
     assert device.receive(Q, genuine, now=SECOND) == [Rejected(reason="epoch", seq=4)]
-    assert device.next_deadline() is not None
+    due = device.next_deadline()
+    assert due is not None and due <= 2 * SECOND
 
 
 def test_a_query_that_comes_before_the_welcome_is_not_answered() -> None:

@@ -10,6 +10,7 @@ from edge_fi.effects import Deliver, Effect, Publish
 from edge_fi.gateway import MAX_AHEAD, MISSED_UNTIL_SILENT
 from edge_fi.messages import Array, Fate, Form, Outcome, Status, Task, Tensor
 from edge_fi.round import RoundPolicy
+from edge_fi.session import SESSION_US
 from edge_fi.voting.strategy import STRATEGIES
 from firmware_sim.clock import Clock
 from firmware_sim.fleet import Fleet, Model, matches
@@ -320,6 +321,8 @@ def test_two_old_hellos_replayed_before_ready_do_not_lock_a_device_out() -> None
         federation.reboot("pi-1", boot=boot)
         federation.fleet.run(1)
     first, _, second, _ = federation.frames("a", 0x10)
+    federation.restart_gateway()  # or it would know them as replays
+    federation.fleet.run(5)
     federation.reboot("pi-1", boot=3)
     federation.fleet.nodes["pi-1"].link = Link(delay_us=50_000)
     federation.fleet.run(0.06)
@@ -328,6 +331,37 @@ def test_two_old_hellos_replayed_before_ready_do_not_lock_a_device_out() -> None
     federation.fleet.run(30)
     assert federation.gateway_node.rejected["session"] == 1
     assert federation.ask().members(Fate.COUNTED) == ("pi-1", "pi-2")
+
+
+def test_over_a_link_slower_than_the_first_resend_members_join_once_and_stay() -> None:
+    """Each HELLO sent again brings a copy of the WELCOME, which says nothing new."""
+    federation = Federation([A_], clients=1)
+    for name in ("pi-1", "laptop-1"):
+        federation.fleet.nodes[name].link = Link(delay_us=700_000)
+    federation.join(300)
+    for level in ("a", "ca"):
+        hellos = federation.frames(level, 0x10)
+        assert len(hellos) > 1 and len(set(hellos)) == 1
+    assert federation.ask(policy=RoundPolicy(timeout_s=5)).members(Fate.COUNTED) == ("pi-1",)
+
+
+def test_after_a_day_sessions_are_renewed_and_no_round_is_lost() -> None:
+    federation = Federation([A_, A_], clients=1).join()
+    federation.fleet.run(SESSION_US / 1_000_000 - 20)
+    for _ in range(40):
+        outcome = federation.ask(seconds=1)
+        assert outcome.members(Fate.COUNTED) == ("pi-1", "pi-2")
+    assert len(set(federation.frames("a", 0x10))) == 4
+    assert len(set(federation.frames("ca", 0x10))) == 2
+    assert asked(federation).label == 0
+
+
+def test_a_query_on_its_way_while_a_session_is_renewed_is_counted() -> None:
+    federation = Federation([A_], policy=RoundPolicy(timeout_s=5)).join()
+    federation.fleet.nodes["pi-1"].infer_us = 1_000_000
+    federation.fleet.run((SESSION_US - federation.fleet.clock.now) / 1_000_000 - 0.2)
+    assert federation.ask(seconds=10).members(Fate.COUNTED) == ("pi-1",)
+    assert len(set(federation.frames("a", 0x10))) == 2
 
 
 # Silent members, limits

@@ -1,12 +1,16 @@
 """The gateway machine alone: every input by hand, every effect exactly."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 from federation import (
     TASK,
     TENSOR,
     HandMember,
+    gateway_identity,
     lone_gateway,
+    member,
     only_publish,
     published,
 )
@@ -21,11 +25,14 @@ from edge_fi.gateway import (
     WELCOME_AGAIN_US,
     Gateway,
 )
-from edge_fi.messages import Fate, Form, Outcome, Status, Task, Tensor
+from edge_fi.messages import VOTE_FORMS, Fate, Form, Outcome, Status, Task, Tensor
 from edge_fi.replay import WINDOW
 from edge_fi.round import RoundPolicy
+from edge_fi.session import Member
+from edge_fi.voting.strategy import STRATEGIES, Strategy
 from edge_fi.wire import frames, votes
-from edge_fi.wire.payloads import decode_query
+from edge_fi.wire.payloads import decode_query, encode_ready
+from firmware_sim.stream import Stream
 
 Q = "fi1/acme/q/1"
 A = "fi1/acme/a/pi-1"
@@ -130,8 +137,15 @@ def test_a_device_is_online_when_a_frame_opened_and_not_before() -> None:
     answer = only_publish(gateway.receive(A, device.hello(), now=0))
     assert answer.topic == D and gateway.online(1) == ()
     device.welcome(answer.payload)
-    assert gateway.receive(A, device.ready(), now=0) == [Joined("pi-1")]
+    assert gateway.receive(A, device.ready(), now=0) == [Joined("pi-1", frozenset(VOTE_FORMS))]
     assert gateway.online(1) == ("pi-1",)
+
+
+def test_a_ready_names_the_forms_that_its_device_offers() -> None:
+    gateway = lone_gateway()
+    device = HandMember().join(gateway, ready=False)
+    forms = frozenset({Form.LABEL, Form.LOGITS_8})
+    assert gateway.receive(A, device.ready(encode_ready(forms)), now=0) == [Joined("pi-1", forms)]
 
 
 def test_the_same_hello_gets_the_same_welcome() -> None:
@@ -144,15 +158,68 @@ def test_the_same_hello_gets_the_same_welcome() -> None:
 def test_a_welcome_that_nothing_answers_is_sent_again_three_times() -> None:
     gateway = lone_gateway()
     welcome = gateway.receive(A, HandMember().hello(), now=0)
+    now = 0
     for wait_us in WELCOME_AGAIN_US:
-        assert gateway.next_deadline() == wait_us
-        assert gateway.tick(now=wait_us) == welcome
+        now += wait_us
+        assert gateway.next_deadline() == now
+        assert gateway.tick(now=now - 1) == []
+        assert gateway.tick(now=now) == welcome
+    assert gateway.next_deadline() is None
+
+
+def sent_again(gateway: Gateway, *, until: int) -> list[tuple[int, bytes]]:
+    """When which WELCOME is sent again, up to this time."""
+    sent = []
+    while (now := gateway.next_deadline()) is not None and now <= until:
+        sent += [(now, message.payload) for message in published(gateway.tick(now=now))]
+    return sent
+
+
+def test_however_many_hellos_come_one_welcome_at_a_time_is_sent_again_the_latest() -> None:
+    gateway = lone_gateway()
+    for life in range(50):
+        hello = HandMember(life=life).hello()
+        latest = only_publish(gateway.receive(A, hello, now=life)).payload
+    assert len(gateway._wakes) == 1
+    assert sent_again(gateway, until=LATER) == [
+        (SECOND, latest),
+        (5 * SECOND, latest),
+        (21 * SECOND, latest),
+    ]
+    assert gateway.next_deadline() is None
+
+
+def test_a_hello_during_a_long_wait_is_waited_for_no_longer_than_any_other() -> None:
+    gateway = lone_gateway()
+    gateway.receive(A, HandMember().hello(), now=0)
+    assert [now for now, _ in sent_again(gateway, until=5 * SECOND)] == [SECOND, 5 * SECOND]
+    latest = only_publish(gateway.receive(A, HandMember(life=1).hello(), now=6 * SECOND)).payload
+    assert sent_again(gateway, until=LATER) == [
+        (7 * SECOND, latest),
+        (11 * SECOND, latest),
+        (27 * SECOND, latest),
+    ]
+    assert gateway.next_deadline() is None
+
+
+def test_a_session_that_follows_a_resent_one_has_resends_of_its_own() -> None:
+    gateway, device = lone_gateway(), HandMember()
+    first = only_publish(gateway.receive(A, device.hello(), now=0)).payload
+    sent_again(gateway, until=5 * SECOND)
+    gateway.receive(A, device.welcome(first).ready(), now=6 * SECOND)
+    latest = only_publish(gateway.receive(A, HandMember(life=1).hello(), now=7 * SECOND)).payload
+    assert sent_again(gateway, until=8 * SECOND) == [(8 * SECOND, latest)]
+
+
+def test_a_clients_welcome_is_not_sent_again() -> None:
+    gateway = lone_gateway(clients=["laptop-1"])
+    gateway.receive(CA, HandMember("laptop-1", 101, "client").hello(), now=0)
     assert gateway.next_deadline() is None
 
 
 def test_a_welcome_that_was_answered_is_not_sent_again() -> None:
     gateway, _ = joined()
-    assert gateway.tick(now=WELCOME_AGAIN_US[-1]) == []
+    assert sent_again(gateway, until=LATER) == []
 
 
 def test_an_answer_does_what_ready_does() -> None:
@@ -209,6 +276,55 @@ def test_a_ready_brings_the_open_queries_that_were_missed_to_the_device_alone() 
     answered, missed = ask(gateway), ask(gateway)
     gateway.receive(A, first.answer(answered, code(0)), now=1)
     assert gateway.receive(A, first.ready(), now=2) == [Publish(D, missed)]
+
+
+def test_a_flood_of_readies_brings_the_open_queries_once_a_second() -> None:
+    gateway, (device, _) = joined("pi-1", "pi-2", policy=RoundPolicy(timeout_s=60))
+    queries = [ask(gateway) for _ in range(3)]
+    sent: dict[int, list[bytes]] = {}
+    for now in range(0, 3 * SECOND, SECOND // 10):
+        effects = gateway.receive(A, device.ready(), now=now)
+        assert all(effect.topic == D for effect in published(effects)) and effects == published(effects)
+        if effects:
+            sent[now] = [message.payload for message in published(effects)]
+    assert sent == {0: queries, SECOND: queries, 2 * SECOND: queries}
+
+
+def test_a_ready_that_brought_nothing_does_not_delay_the_next() -> None:
+    gateway, (device,) = joined()
+    assert gateway.receive(A, device.ready(), now=1) == []
+    query = ask(gateway, now=2)
+    assert gateway.receive(A, device.ready(), now=3) == [Publish(D, query)]
+
+
+def test_one_members_readies_do_not_delay_anothers() -> None:
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    query = ask(gateway)
+    assert gateway.receive(A, first.ready(), now=1) == [Publish(D, query)]
+    assert gateway.receive(second.topic, second.ready(), now=1) == [Publish("fi1/acme/d/pi-2", query)]
+
+
+def test_a_ready_brings_a_million_bytes_of_open_queries_and_no_more_the_oldest_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert gateway_module.CATCH_UP_BYTES == frames.MAX_FRAME_BYTES == 1_000_000
+    gateway, (device,) = joined()
+    queries = [ask(gateway) for _ in range(5)]
+    monkeypatch.setattr(gateway_module, "CATCH_UP_BYTES", 3 * len(queries[0]))
+    assert published(gateway.receive(A, device.ready(), now=1)) == [Publish(D, q) for q in queries[:3]]
+    for query in queries[:2]:
+        gateway.receive(A, device.answer(query, code(0)), now=2)
+    monkeypatch.setattr(gateway_module, "CATCH_UP_BYTES", 3 * len(queries[0]) - 1)
+    effects = gateway.receive(A, device.ready(), now=1 + SECOND)
+    assert published(effects) == [Publish(D, query) for query in queries[2:4]]
+
+
+def test_a_ready_brings_no_query_that_the_device_was_not_asked() -> None:
+    gateway = lone_gateway("pi-1", "pi-2")
+    HandMember("pi-2", 2).join(gateway)
+    ask(gateway)
+    late = HandMember().join(gateway, ready=False)
+    assert gateway.receive(A, late.ready(), now=1) == [Joined("pi-1", frozenset(VOTE_FORMS))]
 
 
 # Rounds
@@ -346,6 +462,69 @@ def test_callers_mistakes_are_errors_and_nothing_is_sent() -> None:
     assert frames.parse_query(ask(gateway)).seq == 1
 
 
+def make_gateway(*roster: Member, strategies: Mapping[str, Strategy] = STRATEGIES) -> Gateway:
+    """A gateway of this roster."""
+    return Gateway(gateway_identity(), roster, [TASK], Stream("gateway"), strategies=strategies)
+
+
+def test_a_roster_gives_each_index_once_and_none_is_0() -> None:
+    for roster in (
+        [member("pi-1", 1), member("pi-2", 1)],
+        [member("pi-1", 1), member("laptop-1", 1, "client")],
+        [member("pi-1", 0)],
+        [member("pi-1", 1), member("pi-2", 0)],
+    ):
+        with pytest.raises(ValueError, match="index"):
+            make_gateway(*roster)
+
+
+def test_a_roster_gives_each_id_once_in_its_role() -> None:
+    with pytest.raises(ValueError, match="id twice"):
+        make_gateway(member("pi-1", 1), member("pi-1", 2))
+    with pytest.raises(ValueError, match="id twice"):
+        make_gateway(member("pi-1", 1, "client"), member("pi-1", 2, "client"))
+
+
+def test_a_device_and_a_client_of_the_same_id_are_two_members() -> None:
+    gateway = make_gateway(member("pi-1", 1), member("pi-1", 101, "client"))
+    device = HandMember("pi-1", 1).join(gateway)
+    client = HandMember("pi-1", 101, "client").join(gateway)
+    assert (device.topic, client.topic) == (A, "fi1/acme/ca/pi-1")
+    assert gateway.online(1) == ("pi-1",)
+    assert gateway.receive(client.topic, client.ask(), now=1) != []
+    assert gateway.receive(A, client.ask(), now=1) == [Rejected(reason="direction", peer="pi-1")]
+
+
+def test_a_roster_may_come_as_any_iterable() -> None:
+    gateway = Gateway(gateway_identity(), iter([member("pi-1", 1)]), [TASK], Stream("gateway"))
+    HandMember().join(gateway)
+    assert gateway.online(1) == ("pi-1",)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "l\xe4ngste", "\u0661", "x" * 256], ids=["empty", "latin", "digit", "long"]
+)
+def test_a_strategys_name_is_ascii_of_1_to_255_characters(name: str) -> None:
+    with pytest.raises(ValueError, match="strategy's name"):
+        make_gateway(strategies={**STRATEGIES, name: STRATEGIES["hard"]})
+
+
+@pytest.mark.parametrize("name", ["x", "x" * 255], ids=len)
+def test_a_strategys_name_of_any_allowed_length_reaches_the_client(name: str) -> None:
+    gateway = Gateway(
+        gateway_identity(),
+        [member("pi-1", 1), member("laptop-1", 101, "client")],
+        [TASK],
+        Stream("gateway"),
+        policy=RoundPolicy(strategy=name),
+        strategies={name: STRATEGIES["hard"]},
+    )
+    device, client = HandMember().join(gateway), HandMember("laptop-1", 101, "client").join(gateway)
+    query = only_publish(gateway.receive(CA, client.ask(), now=0)).payload
+    reply = only_publish(gateway.receive(A, device.answer(query, code(2)), now=1))
+    assert client.open(reply.payload)[1].strategy == name
+
+
 def test_a_strategy_of_the_users_own_is_used() -> None:
     gateway = Gateway(
         lone_gateway().identity,
@@ -379,6 +558,48 @@ def test_a_member_that_missed_three_rounds_is_asked_but_not_awaited() -> None:
     assert outcome.members(Fate.MISSING) == ("pi-2",)
     late = gateway.receive(second.topic, second.answer(query, code(0)), now=now)
     assert late == [Rejected(reason="late", peer="pi-2", seq=4)]
+    query = ask(gateway, now=now)
+    assert gateway.receive(A, first.answer(query, code(0)), now=now) == []
+
+
+def test_a_member_that_is_always_late_is_no_longer_awaited() -> None:
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    now, waited = LATER, []
+    for _ in range(2 * MISSED_UNTIL_SILENT):
+        query = ask(gateway, now=now)
+        at_once = gateway.receive(A, first.answer(query, code(0)), now=now)
+        waited.append(not at_once)
+        now += 2 * SECOND
+        gateway.tick(now=now)
+        (late,) = gateway.receive(second.topic, second.answer(query, code(0)), now=now)
+        assert isinstance(late, Rejected) and late.reason == "late"
+    assert waited == [True] * MISSED_UNTIL_SILENT + [False] * MISSED_UNTIL_SILENT
+
+
+def test_a_member_not_awaited_that_answers_before_the_deadline_is_awaited_again() -> None:
+    """However fast the others are: their round is over when its answer comes, and it was in time."""
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    now = silence(gateway, first, rounds=MISSED_UNTIL_SILENT, now=LATER)
+    query = ask(gateway, now=now)
+    assert outcome_of(gateway.receive(A, first.answer(query, code(0)), now=now)).label == 0
+    late = second.answer(query, code(0))
+    assert gateway.receive(second.topic, late, now=now + 2 * SECOND - 1) == [
+        Rejected(reason="late", peer="pi-2", seq=4)
+    ]
+    now += 2 * SECOND
+    query = ask(gateway, now=now)
+    assert gateway.receive(A, first.answer(query, code(0)), now=now) == []
+
+
+def test_a_vote_that_is_counted_at_the_last_moment_is_a_sign_of_life() -> None:
+    """The tick at the deadline may come after it: what was counted was not missed."""
+    gateway, (first, second) = joined("pi-1", "pi-2")
+    now = silence(gateway, first, rounds=MISSED_UNTIL_SILENT - 1, now=LATER)
+    query = ask(gateway, now=now)
+    now += 2 * SECOND
+    assert gateway.receive(second.topic, second.answer(query, code(0)), now=now) == []
+    gateway.tick(now=now)
+    now = silence(gateway, first, rounds=MISSED_UNTIL_SILENT - 1, now=now)
     query = ask(gateway, now=now)
     assert gateway.receive(A, first.answer(query, code(0)), now=now) == []
 

@@ -95,6 +95,7 @@ PURE_IMPORTS = frozenset(
         "collections.abc",
         "dataclasses",
         "enum",
+        "functools",
         "hashlib",
         "heapq",
         "hmac",

@@ -236,9 +236,10 @@ def test_to_abstain_is_no_form_of_a_vote() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_no_value_and_no_effect_can_be_changed(value: Any) -> None:
-    for attribute in dataclasses.fields(value):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(value, attribute.name, None)
+    names = getattr(value, "_fields", None) or [field.name for field in dataclasses.fields(value)]
+    for name in names:
+        with pytest.raises(AttributeError):  # FrozenInstanceError is one
+            setattr(value, name, None)
 
 
 def test_a_message_is_sent_once_and_not_kept_unless_told() -> None:

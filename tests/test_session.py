@@ -12,7 +12,16 @@ from edge_fi.crypto.keys import KeyPair
 from edge_fi.crypto.noise import HandshakeKK
 from edge_fi.crypto.seal import hello_mac, prologue
 from edge_fi.errors import DecodeError, ProtocolError
-from edge_fi.session import Joiner, Peer, Session, hello_key, mqtt_client_id
+from edge_fi.session import (
+    FIRST_RETRY_US,
+    MAX_SPENT,
+    SESSION_US,
+    Joiner,
+    Peer,
+    Session,
+    hello_key,
+    mqtt_client_id,
+)
 from edge_fi.wire.frames import Type, build_handshake_header, parse_handshake, parse_session_frame
 from edge_fi.wire.payloads import Welcome
 from firmware_sim.stream import Stream
@@ -29,7 +38,7 @@ def zeros(size: int) -> bytes:
 
 def make_joiner(role: str = "device", dice: Callable[[int], bytes] | None = None) -> Joiner:
     """Member pi-7's side."""
-    return Joiner(identity("pi-7", INDEX, role), dice or Stream("joiner"))
+    return Joiner(identity("pi-7", INDEX, role), b"hello", dice or Stream("joiner"))
 
 
 def make_peer(role: str = "device") -> Peer:
@@ -37,9 +46,9 @@ def make_peer(role: str = "device") -> Peer:
     return Peer(member("pi-7", INDEX, role), gateway_identity())
 
 
-def begin(joiner: Joiner, payload: bytes = b"hello") -> bytes:
+def begin(joiner: Joiner) -> bytes:
     """A new HELLO frame."""
-    joiner.begin(payload, at=0)
+    joiner.begin(at=0)
     frame = joiner.poll(now=joiner.due_us or 0)
     assert frame is not None
     return frame
@@ -57,7 +66,7 @@ def answer(peer: Peer, hello: bytes, role: str = "device", dice: str = "gateway"
 def join(joiner: Joiner, peer: Peer, role: str = "device") -> tuple[Session, Session]:
     """The member's and the gateway's session after one handshake; the latter is pending."""
     theirs = answer(peer, begin(joiner), role)
-    mine, _ = joiner.finish(theirs.welcome)
+    mine, _ = joiner.finish(theirs.welcome, now=0)
     return mine, theirs
 
 
@@ -115,14 +124,14 @@ def test_a_handshake_gives_both_sides_the_same_session(role: str) -> None:
 
 
 def test_a_hello_carries_its_payload_to_the_gateway() -> None:
-    hello = begin(make_joiner(), b"model and task")
+    hello = begin(make_joiner())
     payload, handshake = make_peer().read_hello(hello, entropy=Stream("gateway"))
-    assert payload == b"model and task"
+    assert payload == b"hello"
     assert isinstance(handshake, HandshakeKK)
 
 
 def test_a_hello_is_a_frame_of_its_type_and_names_the_index() -> None:
-    hello = begin(make_joiner(), b"hello")
+    hello = begin(make_joiner())
     assert hello[0] == Type.HELLO
     assert parse_handshake(hello).index == INDEX
     # Header, ephemeral key, payload and tag, mac.
@@ -141,11 +150,11 @@ def test_a_welcome_tells_the_member_what_the_gateway_said() -> None:
     assert isinstance(handshake, HandshakeKK)
     said = Welcome(session=3, boot=5, rejoin_window_ms=100, epoch=6, floor=7, epoch_key=EPOCH_KEY)
     session = peer.welcome(hello, handshake, said, task=1, model=b"model-01")
-    mine, heard = joiner.finish(session.welcome)
+    mine, heard = joiner.finish(session.welcome, now=0)
     assert heard == said
     assert mine.number == session.number == 3
     assert (session.task, session.model, session.hello) == (1, b"model-01", hello)
-    assert (mine.task, mine.model, mine.forms) == (0, b"", frozenset())
+    assert (mine.task, mine.model) == (0, b"")
 
 
 def test_two_handshakes_have_nothing_in_common() -> None:
@@ -185,6 +194,54 @@ def test_the_hello_of_the_current_session_is_a_replay() -> None:
         peer.read_hello(hello, entropy=Stream("gateway"))
 
 
+def rejoin(joiner: Joiner, peer: Peer, *, turn: int) -> bytes:
+    """Begin and take up a session; the HELLO that did it."""
+    hello = begin(joiner)
+    peer.promote(answer(peer, hello, dice=str(turn)))
+    return hello
+
+
+def test_the_hello_of_a_superseded_session_is_a_replay_and_costs_no_dh(dh_calls: list[bytes]) -> None:
+    joiner, peer = make_joiner(), make_peer()
+    old = rejoin(joiner, peer, turn=0)
+    lost = begin(joiner)
+    answer(peer, lost, dice="lost")
+    rejoin(joiner, peer, turn=1)
+    dh_calls.clear()
+    for hello in (old, lost):
+        with pytest.raises(ProtocolError, match=r"^replay$"):
+            peer.read_hello(hello, entropy=Stream("gateway"))
+    assert dh_calls == []
+    assert peer.latest_pending is None
+
+
+def test_the_hellos_of_16_superseded_sessions_are_remembered() -> None:
+    joiner, peer = make_joiner(), make_peer()
+    hellos = [rejoin(joiner, peer, turn=turn) for turn in range(MAX_SPENT + 2)]
+    for hello in hellos[1:]:
+        with pytest.raises(ProtocolError, match=r"^replay$"):
+            peer.read_hello(hello, entropy=Stream("gateway"))
+    payload, handshake = peer.read_hello(hellos[0], entropy=Stream("gateway"))
+    assert payload == b"hello" and isinstance(handshake, HandshakeKK)
+
+
+def test_a_hello_begun_after_the_promoted_session_is_not_spent() -> None:
+    joiner, peer = make_joiner(), make_peer()
+    first = answer(peer, begin(joiner))
+    hello = begin(joiner)
+    second = answer(peer, hello, dice="later")
+    peer.promote(first)
+    assert peer.read_hello(hello, entropy=Stream("gateway")) == (b"", second)
+
+
+def test_a_hello_of_another_index_costs_no_dh(dh_calls: list[bytes]) -> None:
+    hello = begin(make_joiner())
+    dh_calls.clear()
+    with pytest.raises(ProtocolError, match=r"^index$"):
+        make_peer().read_hello(hello[:2] + b"\x00\x08" + hello[4:], entropy=Stream("gateway"))
+    assert dh_calls == []
+
+
 def test_a_new_hello_is_welcome_while_a_session_is_current() -> None:
     joiner, peer = make_joiner(), make_peer()
     first = answer(peer, begin(joiner))
@@ -211,7 +268,7 @@ def test_a_stranger_and_a_fellow_member_cannot_say_hello_for_another() -> None:
         (identity("pi-7", 8), "index"),
         (identity("pi-7", INDEX, "client"), "mac"),
     ):
-        hello = begin(Joiner(stranger, Stream("stranger")))
+        hello = begin(Joiner(stranger, b"hello", Stream("stranger")))
         with pytest.raises(ProtocolError, match=rf"^{reason}$"):
             make_peer().read_hello(hello, entropy=Stream("gateway"))
 
@@ -233,11 +290,11 @@ def test_a_welcome_of_another_version_does_not_end_the_wish_for_a_session() -> N
     assert isinstance(handshake, HandshakeKK)
     header = build_handshake_header(Type.WELCOME, INDEX)
     with pytest.raises(ProtocolError, match=r"^payload$"):
-        joiner.finish(header + handshake.write_message_2(b"what is this?"))
+        joiner.finish(header + handshake.write_message_2(b"what is this?"), now=0)
     assert joiner.is_waiting and joiner.due_us is not None
     again = joiner.poll(now=joiner.due_us)
     assert again is not None and again != hello
-    session, _ = joiner.finish(answer(peer, again).welcome)
+    session, _ = joiner.finish(answer(peer, again).welcome, now=0)
     assert session.index == INDEX
 
 
@@ -355,10 +412,24 @@ def test_a_welcome_that_nobody_waits_for_is_unexpected() -> None:
     joiner, peer = make_joiner(), make_peer()
     welcome = answer(peer, begin(joiner)).welcome
     with pytest.raises(ProtocolError, match=r"^unexpected$"):
-        make_joiner().finish(welcome)
-    joiner.finish(welcome)
+        make_joiner().finish(welcome, now=0)
+    joiner.finish(welcome, now=0)
     with pytest.raises(ProtocolError, match=r"^unexpected$"):
-        joiner.finish(welcome)
+        joiner.finish(welcome, now=0)
+
+
+def test_a_welcome_before_the_hello_was_sent_is_unexpected_and_costs_no_dh(dh_calls: list[bytes]) -> None:
+    joiner, peer = make_joiner(), make_peer()
+    former = answer(peer, begin(joiner)).welcome
+    joiner.begin(at=SESSION_US)
+    due_us = joiner.due_us
+    dh_calls.clear()
+    with pytest.raises(ProtocolError, match=r"^unexpected$"):
+        joiner.finish(former, now=1)
+    assert dh_calls == [] and joiner.is_waiting and joiner.due_us == due_us
+    hello = joiner.poll(now=SESSION_US)
+    assert hello is not None
+    joiner.finish(answer(peer, hello, dice="later").welcome, now=SESSION_US)
 
 
 def test_a_member_waits_from_begin_to_finish() -> None:
@@ -366,18 +437,18 @@ def test_a_member_waits_from_begin_to_finish() -> None:
     assert not joiner.is_waiting
     hello = begin(joiner)
     assert joiner.is_waiting
-    joiner.finish(answer(peer, hello).welcome)
+    joiner.finish(answer(peer, hello).welcome, now=0)
     assert not joiner.is_waiting
-    assert joiner.due_us is None
-    assert joiner.poll(now=10**12) is None
+    assert joiner.due_us == SESSION_US
+    assert joiner.poll(now=SESSION_US - 1) is None
 
 
 def test_the_welcome_of_another_index_is_refused() -> None:
     joiner = make_joiner()
     welcome = answer(make_peer(), begin(joiner)).welcome
     with pytest.raises(ProtocolError, match=r"^index$"):
-        joiner.finish(welcome[:2] + b"\x00\x08" + welcome[4:])
-    joiner.finish(welcome)
+        joiner.finish(welcome[:2] + b"\x00\x08" + welcome[4:], now=0)
+    joiner.finish(welcome, now=0)
 
 
 def test_a_forged_welcome_does_not_spoil_the_genuine_one() -> None:
@@ -386,9 +457,9 @@ def test_a_forged_welcome_does_not_spoil_the_genuine_one() -> None:
     for place in range(1, len(welcome)):
         changed = welcome[:place] + bytes([welcome[place] ^ 1]) + welcome[place + 1 :]
         with pytest.raises(ProtocolError, match=r"^(flags|index|key|seal)$"):
-            joiner.finish(changed)
+            joiner.finish(changed, now=0)
         assert joiner.is_waiting
-    joiner.finish(welcome)
+    joiner.finish(welcome, now=0)
 
 
 def test_a_member_does_not_take_its_own_hello_for_a_welcome() -> None:
@@ -396,7 +467,7 @@ def test_a_member_does_not_take_its_own_hello_for_a_welcome() -> None:
     hello = begin(joiner)
     for reflected in (hello, b"\x11" + hello[1:]):
         with pytest.raises(ProtocolError, match=r"^seal$"):
-            joiner.finish(reflected)
+            joiner.finish(reflected, now=0)
     assert joiner.is_waiting
 
 
@@ -405,8 +476,8 @@ def test_the_welcome_of_an_earlier_hello_is_refused() -> None:
     early = answer(peer, begin(joiner))
     late = answer(peer, begin(joiner), dice="later")
     with pytest.raises(ProtocolError, match=r"^seal$"):
-        joiner.finish(early.welcome)
-    joiner.finish(late.welcome)
+        joiner.finish(early.welcome, now=0)
+    joiner.finish(late.welcome, now=0)
 
 
 def test_a_welcome_in_the_form_of_the_other_role_is_refused() -> None:
@@ -414,7 +485,7 @@ def test_a_welcome_in_the_form_of_the_other_role_is_refused() -> None:
         joiner, peer = make_joiner(role), make_peer(role)
         welcome = answer(peer, begin(joiner), other).welcome
         with pytest.raises(DecodeError, match=r"^payload$"):
-            joiner.finish(welcome)
+            joiner.finish(welcome, now=0)
 
 
 @given(st.binary(min_size=52, max_size=256))
@@ -422,7 +493,7 @@ def test_arbitrary_bytes_are_no_welcome(frame: bytes) -> None:
     joiner = make_joiner()
     begin(joiner)
     with pytest.raises(ProtocolError, match=r"^(flags|index|key|seal)$"):
-        joiner.finish(b"\x11" + frame[1:])
+        joiner.finish(b"\x11" + frame[1:], now=0)
 
 
 # When a HELLO is said
@@ -436,7 +507,7 @@ def test_nothing_is_said_before_somebody_wants_a_session() -> None:
 
 def test_a_hello_is_said_when_it_is_due() -> None:
     joiner = make_joiner()
-    joiner.begin(b"", at=5 * MS)
+    joiner.begin(at=5 * MS)
     assert joiner.due_us == 5 * MS
     assert joiner.poll(now=5 * MS - 1) is None
     assert joiner.poll(now=5 * MS) is not None
@@ -452,7 +523,7 @@ def test_a_hello_is_resent_unchanged() -> None:
 
 def test_resends_wait_twice_as_long_each_time_up_to_half_a_minute() -> None:
     joiner = make_joiner(dice=zeros)
-    joiner.begin(b"", at=0)
+    joiner.begin(at=0)
     waits, now = [], 0
     for _ in range(9):
         assert joiner.poll(now=now) is not None
@@ -464,14 +535,14 @@ def test_resends_wait_twice_as_long_each_time_up_to_half_a_minute() -> None:
 
 def test_a_resend_is_late_by_at_most_a_quarter_of_its_wait() -> None:
     joiner = make_joiner(dice=lambda size: b"\xff" * size)
-    joiner.begin(b"", at=0)
+    joiner.begin(at=0)
     joiner.poll(now=0)
     assert joiner.due_us == 500_000 + 500_000 * 255 // 1024 == 624_511
 
 
 def test_a_hint_brings_the_next_hello_forward_and_starts_the_back_off_again() -> None:
     joiner = make_joiner(dice=zeros)
-    joiner.begin(b"", at=0)
+    joiner.begin(at=0)
     for now in (0, 500 * MS, 1500 * MS):
         assert joiner.poll(now=now) is not None
     assert joiner.due_us == 3500 * MS
@@ -483,14 +554,14 @@ def test_a_hint_brings_the_next_hello_forward_and_starts_the_back_off_again() ->
 
 def test_a_hint_never_puts_a_hello_off() -> None:
     joiner = make_joiner(dice=zeros)
-    joiner.begin(b"", at=5 * MS)
+    joiner.begin(at=5 * MS)
     joiner.hasten(at=50 * MS)
     assert joiner.due_us == 5 * MS
 
 
 def test_however_many_hints_come_hellos_keep_their_least_distance() -> None:
     joiner = make_joiner(dice=zeros)
-    joiner.begin(b"", at=0)
+    joiner.begin(at=0)
     said = []
     for now in range(0, 3_000_000, 1000):
         joiner.hasten(at=now)
@@ -501,18 +572,18 @@ def test_however_many_hints_come_hellos_keep_their_least_distance() -> None:
 
 def test_a_new_hello_keeps_its_distance_from_the_one_before() -> None:
     joiner = make_joiner(dice=zeros)
-    joiner.begin(b"one", at=0)
+    joiner.begin(at=0)
     joiner.poll(now=0)
-    joiner.begin(b"two", at=1)
+    joiner.begin(at=1)
     assert joiner.due_us == 500 * MS
 
 
 def test_a_new_hello_starts_the_back_off_again() -> None:
     joiner = make_joiner(dice=zeros)
-    joiner.begin(b"one", at=0)
+    joiner.begin(at=0)
     for now in (0, 500 * MS, 1500 * MS):
         joiner.poll(now=now)
-    joiner.begin(b"two", at=9000 * MS)
+    joiner.begin(at=9000 * MS)
     joiner.poll(now=9000 * MS)
     assert joiner.due_us == 9500 * MS
 
@@ -521,6 +592,116 @@ def test_a_hint_without_a_wish_for_a_session_does_nothing() -> None:
     joiner = make_joiner()
     joiner.hasten(at=0)
     assert joiner.due_us is None
+
+
+# Hints, doubt and age: machines with all of it are in test_device.py and test_client.py
+
+
+def joined(role: str = "device") -> tuple[Joiner, Peer]:
+    """A member without jitter that joined at 0, and whose rejoin waits are 0."""
+    joiner, peer = make_joiner(role, dice=Still()), make_peer(role)
+    join(joiner, peer, role)
+    return joiner, peer
+
+
+class Still:
+    """Dice for keys that differ, and for waits that are 0."""
+
+    def __init__(self) -> None:
+        self._keys = Stream("still")
+
+    def __call__(self, size: int) -> bytes:
+        return self._keys(size) if size == 32 else bytes(size)
+
+
+def test_a_session_is_renewed_after_a_day_and_not_before() -> None:
+    joiner, peer = joined()
+    assert joiner.due_us == SESSION_US == 24 * 3600 * 1_000_000
+    assert joiner.poll(now=SESSION_US - 1) is None and not joiner.is_waiting
+    hello = joiner.poll(now=SESSION_US)
+    assert hello is not None and joiner.is_waiting
+    joiner.finish(answer(peer, hello, dice="later").welcome, now=SESSION_US + 5)
+    assert joiner.due_us == 2 * SESSION_US + 5
+
+
+def test_a_renewal_that_nobody_answers_is_resent_unchanged_with_back_off() -> None:
+    joiner, _ = joined()
+    hello, waits = joiner.poll(now=SESSION_US), []
+    now = SESSION_US
+    for _ in range(8):
+        assert joiner.due_us is not None
+        waits.append((joiner.due_us - now) // MS)
+        now = joiner.due_us
+        assert joiner.poll(now=now) == hello
+    assert waits == [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]
+
+
+def test_a_hint_long_before_the_day_is_over_brings_the_hello_forward() -> None:
+    joiner, _ = joined()
+    joiner.hint(now=60_000 * MS)
+    assert joiner.due_us == 60_000 * MS
+
+
+def test_to_hasten_a_session_that_is_held_does_nothing() -> None:
+    joiner, _ = joined()
+    joiner.hasten(at=60_000 * MS)
+    assert joiner.due_us == SESSION_US and not joiner.is_waiting
+
+
+def test_before_the_first_session_a_link_that_comes_up_wants_a_hello_at_once() -> None:
+    joiner = make_joiner()
+    joiner.connected(now=7)
+    assert joiner.due_us == 7
+    assert joiner.poll(now=7) is not None
+    joiner.connected(now=8)
+    assert joiner.due_us == 7 + FIRST_RETRY_US
+
+
+def test_a_link_that_comes_up_changes_nothing_for_a_session_that_is_held() -> None:
+    joiner, _ = joined()
+    joiner.connected(now=5)
+    assert joiner.due_us == SESSION_US and not joiner.is_waiting
+
+
+def test_a_link_that_comes_up_does_not_hasten_a_rejoin_that_waits() -> None:
+    """Where gateway and broker restart, the whole fleet reconnects: its window must spread it."""
+    joiner, peer = make_joiner(dice=lambda size: b"\x80" * size), make_peer()
+    join(joiner, peer)
+    joiner.announced(9, now=60_000 * MS)
+    due_us = joiner.due_us
+    assert due_us is not None and due_us > 60_000 * MS
+    joiner.connected(now=60_000 * MS + 1)
+    assert joiner.due_us == due_us
+
+
+def test_the_same_boot_announced_is_no_hint_and_another_one_is() -> None:
+    joiner, _ = joined()
+    joiner.announced(1, now=60_000 * MS)
+    assert not joiner.is_waiting
+    joiner.announced(2, now=60_000 * MS)
+    assert joiner.is_waiting and joiner.due_us == 60_000 * MS
+
+
+def test_a_stray_welcome_is_a_hint_and_a_copy_of_the_sessions_own_is_none() -> None:
+    joiner, peer = make_joiner(dice=Still()), make_peer()
+    hello = begin(joiner)
+    welcome = answer(peer, hello).welcome
+    stray = answer(make_peer(), hello, dice="elsewhere").welcome
+    joiner.finish(welcome, now=0)
+    with pytest.raises(ProtocolError, match=r"^unexpected$"):
+        joiner.finish(welcome, now=60_000 * MS)
+    assert not joiner.is_waiting
+    with pytest.raises(ProtocolError, match=r"^unexpected$"):
+        joiner.finish(stray, now=60_000 * MS)
+    assert joiner.is_waiting and joiner.due_us == 60_000 * MS
+
+
+def test_a_stray_welcome_of_another_index_is_no_hint() -> None:
+    joiner, _ = joined()
+    stray = build_handshake_header(Type.WELCOME, 8) + bytes(99)
+    with pytest.raises(ProtocolError, match=r"^index$"):
+        joiner.finish(stray, now=60_000 * MS)
+    assert not joiner.is_waiting
 
 
 # Frames under a session
@@ -652,4 +833,4 @@ def test_an_identity_shows_who_it_is() -> None:
 
 def test_a_session_shows_its_number_and_none_of_its_frames() -> None:
     mine, _ = sessions()
-    assert repr(mine) == ("Session(number=0, index=7, task=0, model=b'', forms=frozenset(), _sent=0)")
+    assert repr(mine) == "Session(number=0, index=7, task=0, model=b'', _sent=0)"

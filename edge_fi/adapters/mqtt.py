@@ -8,10 +8,13 @@ stop the rounds that wait for their deadlines.
 
 import contextlib
 import os
+import random
+import select
 import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +30,7 @@ LAST_DELAY_S = 4.0  # a broker that is back must be found within seconds
 CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_TIMEOUT_S = 10.0  # from the TCP connection to the last SUBACK
 LEAVE_S = 1.0  # for the broker to read DISCONNECT
+MISC_EVERY_S = 1.0  # paho looks after its keep-alive then
 READ_AT_ONCE = 64  # packets taken in one go; also the largest batch of queries
 
 Version = Literal["3.1.1", "5"]
@@ -79,6 +83,7 @@ class MqttLink:
         self._subscriptions = subscriptions
         self._keepalive_s = keepalive_s
         self._delay_s = FIRST_DELAY_S
+        self._misc_at = 0.0
         self._attempt_at: float | None = None
         self._give_up_at: float | None = None
         self._attempt: threading.Thread | None = None
@@ -106,7 +111,7 @@ class MqttLink:
 
     def next_service(self) -> float:
         """When to call `service` at the latest, on the clock of time.monotonic."""
-        times = [time.monotonic() + 1.0]  # paho looks after its keep-alive once a second
+        times = [time.monotonic() + MISC_EVERY_S]
         times += [at for at in (self._attempt_at, self._give_up_at) if at is not None]
         return min(times)
 
@@ -116,9 +121,13 @@ class MqttLink:
             with contextlib.suppress(OSError):  # full: then it will end anyway
                 self._wake[1].send(b"\0")
 
-    def service(self) -> None:
-        """Read, write, connect: whatever is due. Fills `events`."""
-        if self._wake is not None:
+    def service(self, ready: Collection[int] | None = None) -> None:
+        """Read, write, connect: whatever is due. Fills `events`.
+
+        ready: the descriptors that a wait found ready, so that nothing else is tried; all of them if
+        None.
+        """
+        if self._wake is not None and (ready is None or self._wake[0].fileno() in ready):
             with contextlib.suppress(BlockingIOError):
                 self._wake[0].recv(4096)
         if self._attempt is not None:
@@ -131,15 +140,19 @@ class MqttLink:
         if self._attempt_at is not None and now >= self._attempt_at:
             self._begin_attempt()
             return
-        if self._client.socket() is None:
+        connection = self._client.socket()
+        if connection is None:
             return
         if self._give_up_at is not None and now >= self._give_up_at:
             self._drop("it took the connection but does not answer")
             return
-        self._read()
+        if ready is None or connection.fileno() in ready:
+            self._read(connection.fileno())
         if self._client.want_write():
             self._client.loop_write()
-        self._client.loop_misc()
+        if now >= self._misc_at:
+            self._misc_at = now + MISC_EVERY_S
+            self._client.loop_misc()
 
     def publish(self, message: Publish) -> bool:
         """Send a message. False where the link is down: nothing is kept for later."""
@@ -154,7 +167,7 @@ class MqttLink:
         if self._attempt is not None:
             self._attempt.join(CONNECT_TIMEOUT_S + 1)
         connection = self._client.socket()
-        if connection is not None and self.is_up:
+        if connection is not None and connection.fileno() >= 0 and self.is_up:
             self._leave(connection.fileno())
         elif connection is not None:
             connection.close()
@@ -219,12 +232,14 @@ class MqttLink:
             self._failure = getattr(error, "strerror", None) or str(error)
         self.wake()
 
-    def _read(self) -> None:
-        """Take in what is there. paho reads one packet a call and does not say if there was one."""
+    def _read(self, descriptor: int) -> None:
+        """Take in what is there. paho reads one packet a call and does not say if there is another."""
+        more = select.poll()
+        more.register(descriptor, select.POLLIN)
         for _ in range(READ_AT_ONCE):
             before = len(self.events)
             self._client.loop_read()
-            if len(self.events) == before:
+            if len(self.events) == before or not more.poll(0):
                 return
 
     def _drop(self, reason: str) -> None:
@@ -239,7 +254,9 @@ class MqttLink:
         self._delay_s = FIRST_DELAY_S if self.is_up else min(self._delay_s * 2, LAST_DELAY_S)
         self.is_up = False
         self._give_up_at = None
-        self._attempt_at = None if self._is_closing else time.monotonic() + self._delay_s
+        # A fleet that lost its broker at one instant must not come back at one.
+        wait_s = self._delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        self._attempt_at = None if self._is_closing else time.monotonic() + wait_s
 
     def _on_connect(
         self, client: Client, _: object, flags: ConnectFlags, code: ReasonCode, properties: object

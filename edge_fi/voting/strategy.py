@@ -61,8 +61,13 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def aggregate(votes: Sequence[Vote], strategy: Strategy) -> Array:
-    """Apply a strategy to votes, (n_classes,). Independent of the order in which they came."""
+def stack(votes: Sequence[Vote]) -> tuple[Array, Array]:
+    """What a strategy takes, of votes in the order of their devices: whoever came first has no say."""
     ordered = sorted(votes, key=lambda vote: vote.device)
     probabilities = np.stack([vote.probabilities for vote in ordered])
-    return strategy(probabilities, np.array([vote.log_weight for vote in ordered]))
+    return probabilities, np.array([vote.log_weight for vote in ordered])
+
+
+def aggregate(votes: Sequence[Vote], strategy: Strategy) -> Array:
+    """Apply a strategy to votes, (n_classes,). Independent of the order in which they came."""
+    return strategy(*stack(votes))

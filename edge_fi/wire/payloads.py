@@ -8,6 +8,7 @@ dimensions cost nothing.
 import math
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from edge_fi.errors import DecodeError
 from edge_fi.messages import (
@@ -77,6 +78,7 @@ def encode_forms(forms: frozenset[Form]) -> int:
     return sum(1 << form for form in forms if form is not Form.ABSTAIN)
 
 
+@lru_cache(maxsize=256)  # every mask that this version can make
 def decode_forms(mask: int) -> frozenset[Form]:
     """The forms known here; a bit of a later version is not an error."""
     return frozenset(form for form in VOTE_FORMS if mask >> form & 1)

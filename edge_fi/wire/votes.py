@@ -17,6 +17,7 @@ Rounding is half up. Encoding needs finite input; the caller abstains otherwise.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,6 +30,9 @@ WEIGHT_STEPS = 255
 LOGIT_STEPS_PER_NAT = 16
 _UNKNOWN_CLASS = 255
 
+_LIKELIHOODS = np.append(np.exp(np.arange(_UNKNOWN_CLASS) / -LOGIT_STEPS_PER_NAT), 0.0)
+"""By code of logits-8: relative to the greatest."""
+_PLACE_VALUES = {bits: 2.0 ** np.arange(bits - 1, -1, -1) for bits in (2, 3, 4, 6, 8)}
 _BITS = {Form.PROBS_2: 2, Form.PROBS_3: 3, Form.PROBS_4: 4, Form.PROBS_6: 6, Form.PROBS_8: 8}
 
 
@@ -76,17 +80,13 @@ def dequantize(form: Form, code: bytes, classes: int, *, scale: tuple[int, int])
         label = value >> 8
         if label >= classes:
             raise DecodeError("vote")
-        top = 1 / classes + (1 - 1 / classes) * ((value >> 5 & 7) + 0.5) / SHARE_STEPS
-        probabilities = np.full(classes, (1 - top) / (classes - 1))
-        probabilities[label] = top
-        return probabilities, low + (high - low) * (value & 31) / LABEL_WEIGHT_STEPS
+        log_weight = low + (high - low) * (value & 31) / LABEL_WEIGHT_STEPS
+        return _spread_label(label, value >> 5 & 7, classes), log_weight
     log_weight = low + (high - low) * code[0] / WEIGHT_STEPS
     if form is Form.LOGITS_8:
-        steps = np.frombuffer(code, np.uint8, offset=1)
-        if steps.min() != 0:
+        likelihoods = _LIKELIHOODS[np.frombuffer(code, np.uint8, offset=1)]
+        if likelihoods.max() != 1.0:
             raise DecodeError("vote")
-        likelihoods = np.exp(steps / -float(LOGIT_STEPS_PER_NAT))
-        likelihoods[steps == _UNKNOWN_CLASS] = 0.0
     else:
         likelihoods = _unpack(code, classes, _BITS[form])
     return likelihoods / likelihoods.sum(), log_weight
@@ -106,13 +106,24 @@ def _quantize_label(probabilities: Array, weight: float) -> bytes:
     return value.to_bytes(size(Form.LABEL, classes), "big")
 
 
+@lru_cache(maxsize=256)  # all that 10 classes have; 8 MB at 4,096 classes
+def _spread_label(label: int, share: int, classes: int) -> Array:
+    """The distribution of a label's share, read-only."""
+    top = 1 / classes + (1 - 1 / classes) * (share + 0.5) / SHARE_STEPS
+    probabilities = np.full(classes, (1 - top) / (classes - 1))
+    probabilities[label] = top
+    probabilities.flags.writeable = False
+    return probabilities
+
+
 def _unpack(code: bytes, classes: int, bits: int) -> Array:
     stream = np.unpackbits(np.frombuffer(code, np.uint8, offset=1))
-    used, padding = stream[: classes * bits], stream[classes * bits :]
-    values = used.reshape(classes, bits) @ (1.0 * 2 ** np.arange(bits - 1, -1, -1))
-    if padding.any() or values.max() != 2**bits - 1:
+    used = classes * bits
+    values = stream[:used].reshape(classes, bits) @ _PLACE_VALUES[bits]
+    padding = code[-1] & (1 << len(stream) - used) - 1
+    if padding or values.max() != 2**bits - 1:
         raise DecodeError("vote")
-    return np.asarray(values, np.float64)
+    return np.asarray(values)
 
 
 def _round(value: float) -> int:

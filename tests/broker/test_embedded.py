@@ -34,8 +34,8 @@ CONNECT = {
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name not in available():
-        if os.environ.get("EDGE_FI_REQUIRE_BROKERS") == "1":
-            pytest.fail(f"the broker {name} is not installed, and EDGE_FI_REQUIRE_BROKERS is set")
+        if os.environ.get("REQUIRE_BROKERS") == "1":
+            pytest.fail(f"the broker {name} is not installed, and REQUIRE_BROKERS is set")
         pytest.skip(f"the broker {name} is not installed")
     return name
 
