@@ -280,9 +280,14 @@ class Device:
         if not allowed or scores is None or scores.shape != (len(classes),) or not np.isfinite(scores).all():
             return Form.ABSTAIN, b""
         task = self.labelling.task
-        probabilities = spread(scores, classes, task.classes)
         form = votes.cheapest_first(list(allowed), task.classes)[-1]
-        log_weight = math.log(probabilities.max())
+        top = float(1 / np.exp(scores - scores.max()).sum())
+        log_weight = math.log(top)
+        if form is Form.LABEL:  # the usual form needs no distribution over the task's classes
+            label = classes[int(scores.argmax())]
+            code = votes.quantize_label(label, top, log_weight, classes=task.classes, scale=task.log_weight)
+            return form, code
+        probabilities = spread(scores, classes, task.classes)
         return form, votes.quantize(form, probabilities, log_weight, scale=task.log_weight)
 
 

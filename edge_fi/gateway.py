@@ -39,6 +39,7 @@ STATE_EVERY_US = 1_000_000  # correcting a wrong retained state: no faster than 
 CATCH_UP_EVERY_US = 1_000_000  # a member that says READY again and again is sent open queries no faster
 CATCH_UP_BYTES = 1_000_000  # of open queries sent to a member that is back; the oldest first
 MAX_SEQ = 0xFFFFFFFF
+_WELCOME_WAKE, _STATE_WAKE, _CATCH_UP_WAKE = 0, -1, -2  # in the place of a task's number
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,7 @@ class Gateway:
         self._welcomes: dict[int, tuple[int, int]] = {}
         """Per member with a pending session: when its WELCOME is sent again, and how often it was."""
         self._wakes: list[tuple[int, int, int]] = []
-        """Heap of (time, task, seq) at which a round wants a look; task 0 stands for a member's
-        pending session, with its index for the seq, and task -1 for the state that others overwrote."""
+        """Heap of (time, task, seq) at which a round wants a look, or of (time, what else, whose)."""
         self._gateway_topic = topics.gateway_state(identity.federation)
         self._next_state_us = 0
         self._is_state_due = False
@@ -213,11 +213,15 @@ class Gateway:
         effects: list[Effect] = []
         while self._wakes and self._wakes[0][0] <= now:
             due_us, task, seq = heapq.heappop(self._wakes)
-            if task < 0:
+            if task == _CATCH_UP_WAKE:
+                self._peers[seq].is_catching_up = False
+                effects += self._catch_up(self._peers[seq], now=now)
+                continue
+            if task == _STATE_WAKE:
                 self._is_state_due = False
                 effects += self._own_state(b"", now=now)
                 continue
-            if not task:
+            if task == _WELCOME_WAKE:
                 effects += self._welcome_again(self._peers[seq], due_us, now=now)
                 continue
             asked = self._epochs[task].open.get(seq)
@@ -278,7 +282,7 @@ class Gateway:
             return []
         if now < self._next_state_us:
             self._is_state_due = True
-            heapq.heappush(self._wakes, (self._next_state_us, -1, 0))
+            heapq.heappush(self._wakes, (self._next_state_us, _STATE_WAKE, 0))
             return []
         self._next_state_us = now + STATE_EVERY_US
         return [own]
@@ -354,7 +358,7 @@ class Gateway:
         due_us = now + WELCOME_AGAIN_US[sent]
         waiting_us, _ = self._welcomes.get(index, (due_us + 1, 0))
         if due_us < waiting_us:
-            heapq.heappush(self._wakes, (due_us, 0, index))
+            heapq.heappush(self._wakes, (due_us, _WELCOME_WAKE, index))
         self._welcomes[index] = min(due_us, waiting_us), sent
 
     def _welcome_again(self, peer: Peer, due_us: int, *, now: int) -> list[Effect]:
@@ -377,13 +381,19 @@ class Gateway:
             return self._promote(peer, session)
         forms = payloads.decode_ready(body)
         peer.missed = 0
-        return [*self._promote(peer, session, forms=forms), *self._catch_up(peer, session, now=now)]
+        return [*self._promote(peer, session, forms=forms), *self._catch_up(peer, now=now)]
 
-    def _catch_up(self, peer: Peer, session: Session, *, now: int) -> list[Effect]:
+    def _catch_up(self, peer: Peer, *, now: int) -> list[Effect]:
         """Open queries that the device was asked and may have missed: it was away."""
-        if now < peer.caught_up_us + CATCH_UP_EVERY_US:
+        session, index = peer.current, peer.member.index
+        if session is None or peer.is_catching_up:
             return []
-        index, left, effects = peer.member.index, CATCH_UP_BYTES, []
+        wait_until_us = peer.caught_up_us + CATCH_UP_EVERY_US
+        if now < wait_until_us:
+            peer.is_catching_up = True
+            heapq.heappush(self._wakes, (wait_until_us, _CATCH_UP_WAKE, index))
+            return []
+        left, effects = CATCH_UP_BYTES, []
         for asked in self._epochs[session.task].open.values():
             if asked.round.fates.get(index) is Fate.ASKED and len(asked.frame) <= left:
                 left -= len(asked.frame)

@@ -25,6 +25,8 @@ from edge_fi.effects import (
 )
 from edge_fi.messages import Array, Tensor
 
+LONGEST_WAIT_S = 60.0  # a bound for a clock that errs; link, machine and signals end a wait sooner
+
 Notice = Deliver | Joined | Noticed | Rejected | Up | Down
 """What a pump tells whoever watches it."""
 
@@ -64,7 +66,7 @@ class Pump:
         """Connect at the next turn."""
         self._link.start()
 
-    def turn(self, *, longest_s: float = 1.0) -> None:
+    def turn(self, *, longest_s: float = LONGEST_WAIT_S) -> None:
         """Wait this long at the most, then do whatever is due."""
         self._link.service(self._wait(longest_s))
         while self._link.events:

@@ -138,6 +138,8 @@ class Joiner:
         self._handshake: HandshakeKK | None = None
         self._hello = b""
         self._is_sent = False
+        self._is_hinted = False
+        """Whether a hint caused the HELLO that is out, or did the last one."""
         self._welcome = b""
         """The frame that began the session."""
         self._retry_us = FIRST_RETRY_US
@@ -168,7 +170,7 @@ class Joiner:
         header = frames.build_handshake_header(Type.HELLO, self._identity.index)
         maced = header + self._handshake.write_message_1(self._payload)
         self._hello = maced + hello_mac(self._mac_key, maced)
-        self._is_sent = False
+        self._is_sent = self._is_hinted = False
         self._retry_us = FIRST_RETRY_US
         self.due_us = max(at, self._earliest_us)
 
@@ -209,6 +211,7 @@ class Joiner:
             self.hasten(at=at)
         else:
             self.begin(at=at)
+            self._is_hinted = True
 
     def poll(self, *, now: int) -> bytes | None:
         """The HELLO frame, if it is due."""
@@ -253,10 +256,10 @@ class Joiner:
         return Session(welcome.session, parsed.index, keys, welcome=frame), welcome
 
     def _weigh_hints(self, welcome: payloads.Welcome, *, now: int) -> None:
-        """Rejoining the run of the gateway that was joined before was for nothing, or nearly so."""
-        if welcome.boot == self._boot:
+        """A hint was false if it led to the run of the gateway that was joined before."""
+        if welcome.boot == self._boot and self._is_hinted:
             self._doubt_us = min(max(self._doubt_us * 2, FIRST_DOUBT_US), LAST_DOUBT_US)
-        else:
+        elif welcome.boot != self._boot:
             self._doubt_us = 0
         self._hints_from_us = now + self._doubt_us
         self._boot = welcome.boot
@@ -276,6 +279,8 @@ class Peer:
         """Rounds in a row that ended without a timely answer of this member."""
         self.caught_up_us = -1 << 62
         """When it was last sent what it may have missed: never."""
+        self.is_catching_up = False
+        """Whether it will be sent that again as soon as it may."""
         self._identity = identity
         self._prologue = prologue(identity.federation, member.role, member.index)
         self._mac_key = b""

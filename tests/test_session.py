@@ -13,6 +13,7 @@ from edge_fi.crypto.noise import HandshakeKK
 from edge_fi.crypto.seal import hello_mac, prologue
 from edge_fi.errors import DecodeError, ProtocolError
 from edge_fi.session import (
+    FIRST_DOUBT_US,
     FIRST_RETRY_US,
     MAX_SPENT,
     SESSION_US,
@@ -834,3 +835,13 @@ def test_an_identity_shows_who_it_is() -> None:
 def test_a_session_shows_its_number_and_none_of_its_frames() -> None:
     mine, _ = sessions()
     assert repr(mine) == "Session(number=0, index=7, task=0, model=b'', _sent=0)"
+
+
+def test_a_renewal_is_no_false_hint() -> None:
+    joiner, peer = make_joiner(), make_peer()
+    joiner.finish(answer(peer, begin(joiner)).welcome, now=0)
+    renewal = joiner.poll(now=SESSION_US)
+    assert renewal is not None
+    joiner.finish(answer(peer, renewal, dice="later").welcome, now=SESSION_US)
+    joiner.hint(now=SESSION_US + FIRST_RETRY_US)
+    assert joiner.due_us is not None and joiner.due_us < SESSION_US + FIRST_DOUBT_US

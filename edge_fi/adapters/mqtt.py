@@ -30,7 +30,7 @@ LAST_DELAY_S = 4.0  # a broker that is back must be found within seconds
 CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_TIMEOUT_S = 10.0  # from the TCP connection to the last SUBACK
 LEAVE_S = 1.0  # for the broker to read DISCONNECT
-MISC_EVERY_S = 1.0  # paho looks after its keep-alive then
+KEEPALIVE_LOOKS = 4  # in each keep-alive; an idle device wakes for nothing else
 READ_AT_ONCE = 64  # packets taken in one go; also the largest batch of queries
 
 Version = Literal["3.1.1", "5"]
@@ -82,11 +82,13 @@ class MqttLink:
         self.is_up = False
         self._subscriptions = subscriptions
         self._keepalive_s = keepalive_s
+        self._misc_every_s = keepalive_s / KEEPALIVE_LOOKS
         self._delay_s = FIRST_DELAY_S
         self._misc_at = 0.0
         self._attempt_at: float | None = None
         self._give_up_at: float | None = None
         self._attempt: threading.Thread | None = None
+        self._is_attempt_over = False
         self._failure = ""
         self._refusal = ""
         self._is_closing = False
@@ -111,7 +113,7 @@ class MqttLink:
 
     def next_service(self) -> float:
         """When to call `service` at the latest, on the clock of time.monotonic."""
-        times = [time.monotonic() + MISC_EVERY_S]
+        times = [time.monotonic() + self._misc_every_s]
         times += [at for at in (self._attempt_at, self._give_up_at) if at is not None]
         return min(times)
 
@@ -131,8 +133,9 @@ class MqttLink:
             with contextlib.suppress(BlockingIOError):
                 self._wake[0].recv(4096)
         if self._attempt is not None:
-            if self._attempt.is_alive():
+            if not self._is_attempt_over:
                 return
+            self._attempt.join()
             self._attempt = None
             if self._failure:
                 self._down(self._failure)
@@ -151,7 +154,7 @@ class MqttLink:
         if self._client.want_write():
             self._client.loop_write()
         if now >= self._misc_at:
-            self._misc_at = now + MISC_EVERY_S
+            self._misc_at = now + self._misc_every_s
             self._client.loop_misc()
 
     def publish(self, message: Publish) -> bool:
@@ -218,6 +221,7 @@ class MqttLink:
 
     def _begin_attempt(self) -> None:
         self._attempt_at = None
+        self._is_attempt_over = False
         self._failure = self._refusal = ""
         self._give_up_at = time.monotonic() + HANDSHAKE_TIMEOUT_S
         self._attempt = threading.Thread(target=self._connect, name="mqtt-connect", daemon=True)
@@ -230,7 +234,9 @@ class MqttLink:
             self._client.connect(self.host, self.port, self._keepalive_s, **clean)
         except (OSError, ValueError) as error:
             self._failure = getattr(error, "strerror", None) or str(error)
-        self.wake()
+        finally:
+            self._is_attempt_over = True
+            self.wake()
 
     def _read(self, descriptor: int) -> None:
         """Take in what is there. paho reads one packet a call and does not say if there is another."""

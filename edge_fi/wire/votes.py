@@ -49,11 +49,11 @@ def size(form: Form, classes: int) -> int:
 
 def quantize(form: Form, probabilities: Array, log_weight: float, *, scale: tuple[int, int]) -> bytes:
     """Encode a vote. probabilities: (classes,), finite, sums to 1. scale: the task's log_weight."""
-    low, high = scale
-    weight = (min(max(log_weight, low), high) - low) / (high - low)
     if form is Form.LABEL:
-        return _quantize_label(probabilities, weight)
-    leading = bytes([_round(weight * WEIGHT_STEPS)])
+        label = int(probabilities.argmax())
+        top = float(probabilities[label])
+        return quantize_label(label, top, log_weight, classes=len(probabilities), scale=scale)
+    leading = bytes([_round(_share_of(scale, log_weight) * WEIGHT_STEPS)])
     greatest = float(probabilities.max())
     if form is Form.LOGITS_8:
         with np.errstate(divide="ignore"):
@@ -65,6 +65,16 @@ def quantize(form: Form, probabilities: Array, log_weight: float, *, scale: tupl
     codes = np.floor(probabilities / greatest * (2**bits - 1) + 0.5).astype(np.uint8)
     planes = np.unpackbits(codes[:, None], axis=1)[:, 8 - bits :]
     return leading + np.packbits(planes.reshape(-1)).tobytes()
+
+
+def quantize_label(
+    label: int, top: float, log_weight: float, *, classes: int, scale: tuple[int, int]
+) -> bytes:
+    """Encode a label vote. top: the label's probability, at least 1 / classes."""
+    above_chance = (top - 1 / classes) / (1 - 1 / classes)
+    share = min(max(math.floor(above_chance * SHARE_STEPS), 0), SHARE_STEPS - 1)
+    value = label << 8 | share << 5 | _round(_share_of(scale, log_weight) * LABEL_WEIGHT_STEPS)
+    return value.to_bytes(size(Form.LABEL, classes), "big")
 
 
 def dequantize(form: Form, code: bytes, classes: int, *, scale: tuple[int, int]) -> tuple[Array, float]:
@@ -97,13 +107,10 @@ def cheapest_first(forms: Sequence[Form], classes: int) -> list[Form]:
     return sorted(forms, key=lambda form: (size(form, classes), form))
 
 
-def _quantize_label(probabilities: Array, weight: float) -> bytes:
-    classes = len(probabilities)
-    label = int(probabilities.argmax())
-    above_chance = (float(probabilities[label]) - 1 / classes) / (1 - 1 / classes)
-    share = min(max(math.floor(above_chance * SHARE_STEPS), 0), SHARE_STEPS - 1)
-    value = label << 8 | share << 5 | _round(weight * LABEL_WEIGHT_STEPS)
-    return value.to_bytes(size(Form.LABEL, classes), "big")
+def _share_of(scale: tuple[int, int], log_weight: float) -> float:
+    """Where a weight lies on the scale, 0 to 1."""
+    low, high = scale
+    return (min(max(log_weight, low), high) - low) / (high - low)
 
 
 @lru_cache(maxsize=256)  # all that 10 classes have; 8 MB at 4,096 classes
