@@ -185,7 +185,7 @@ def _start(kind: Kind, program: str, port: int) -> _Supervisor:
     try:
         supervisor = _launch(kind.configuration.substitute(port=port), os.path.abspath(program))
     except OSError as error:
-        raise TransportError(f"cannot start a broker: {error}; mend that and start again") from error
+        raise TransportError(f"cannot start a broker: {error}; correct that and start again") from error
     try:
         is_ready = supervisor.wait_for_start(deadline) and _wait_until_ready(supervisor, port, deadline)
     except BaseException:  # also Ctrl-C
@@ -199,7 +199,7 @@ def _start(kind: Kind, program: str, port: int) -> _Supervisor:
         raise _PortTakenError
     raise TransportError(
         f"the broker {kind.name} did not become ready on port {port}: {words or 'it did not say why'}; "
-        f"mend that, or choose another of {', '.join(BROKERS)}"
+        f"correct that, or choose another of {', '.join(BROKERS)}"
     )
 
 

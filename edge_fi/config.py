@@ -1,17 +1,21 @@
 """Configuration: one TOML file a role, checked whole before anything starts.
 
-Any key can be overridden by the environment: `EDGE_FI_BROKER__HOST=...` is `host` in `[broker]`.
-Paths are relative to the file they stand in. Errors name the file, the key and the next step.
+Any key can be overridden by the environment: `EDGE_FI_BROKER__HOST=...` is `host` in `[broker]`. One
+environment serves every role: a key that only another role has is ignored, one that none has is
+refused. Paths are relative to the file they stand in. Errors name the file or the variable, the key
+and the next step.
 """
 
+import contextlib
 import difflib
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edge_fi.errors import ConfigError
 from edge_fi.messages import VOTE_FORMS, Form, Task
@@ -21,6 +25,25 @@ from edge_fi.voting.strategy import STRATEGIES
 ENVIRONMENT_PREFIX = "EDGE_FI_"
 _FORMS = {form.title: form for form in VOTE_FORMS}
 _DEFAULT = RoundPolicy()
+
+
+Place = tuple[int | str, ...]
+"""Of a value: the names of the tables that it is in, and its own."""
+
+
+def _check_forms(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in _FORMS:
+            raise ValueError(f"{name!r} is none of {', '.join(_FORMS)}")
+    if not names:
+        raise ValueError(f"must name one form at least: {', '.join(_FORMS)}")
+    return names
+
+
+def _check_strategy(name: str) -> str:
+    if name not in STRATEGIES:
+        raise ValueError(f"{name!r} is none of {', '.join(STRATEGIES)}")
+    return name
 
 
 class _Section(BaseModel):
@@ -38,6 +61,13 @@ class Broker(_Section):
     username: str | None = None
     password_file: str | None = None
     """A file whose first line is the password: so that it stands in no configuration."""
+
+    @model_validator(mode="after")
+    def _has_username(self) -> Self:
+        # MQTT 3.1.1 section 3.1.2.9: without a user name there is no password.
+        if self.password_file is not None and self.username is None:
+            raise ValueError("password_file needs a username beside it")
+        return self
 
 
 class Model(_Section):
@@ -58,8 +88,24 @@ class Round(_Section):
     quorum: int = _DEFAULT.quorum
     stop_after: int = _DEFAULT.stop_after
     reask_s: float = _DEFAULT.reask_s
-    strategy: str = _DEFAULT.strategy
-    answer_forms: list[str] = ["label"]
+    strategy: Annotated[str, AfterValidator(_check_strategy)] = _DEFAULT.strategy
+    answer_forms: Annotated[list[str], AfterValidator(_check_forms)] = ["label"]
+
+    @model_validator(mode="after")
+    def _is_a_policy(self) -> Self:
+        self.policy()
+        return self
+
+    def policy(self) -> RoundPolicy:
+        """The policy that this section describes."""
+        return RoundPolicy(
+            timeout_s=self.timeout_s,
+            quorum=self.quorum,
+            stop_after=self.stop_after,
+            reask_s=self.reask_s,
+            strategy=self.strategy,
+            forms=frozenset(_FORMS[name] for name in self.answer_forms),
+        )
 
 
 class GatewayConfig(_Section):
@@ -78,7 +124,7 @@ class DeviceConfig(_Section):
     key: str
     task: str
     model: Model
-    answer_forms: list[str] = list(_FORMS)
+    answer_forms: Annotated[list[str], AfterValidator(_check_forms)] = list(_FORMS)
     broker: Broker = Broker()
 
 
@@ -88,6 +134,9 @@ class ClientConfig(_Section):
     key: str
     tasks: list[str] = Field(min_length=1)
     broker: Broker = Broker()
+
+
+ROLES: tuple[type[_Section], ...] = (GatewayConfig, DeviceConfig, ClientConfig)
 
 
 class TaskFile(_Section):
@@ -108,17 +157,20 @@ S = TypeVar("S", bound=_Section)
 def load(path: Path, section: type[S], environment: Mapping[str, str] = os.environ) -> S:
     """Read and check a configuration file. Raises ConfigError."""
     content = _parse(path)
+    overrides: dict[Place, str] = {}
     for name, value in sorted(environment.items()):
         if name.startswith(ENVIRONMENT_PREFIX):
-            _override(content, name, value)
-    return _validate(path, section, content)
+            place = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+            if _override(content, section, place, name, value):
+                overrides[place] = name
+    return _validate(path, section, content, overrides)
 
 
 def load_task(path: Path) -> Task:
     """Read and check a task file. Raises ConfigError."""
-    file = _validate(path, TaskFile, _parse(path))
+    file = _validate(path, TaskFile, _parse(path), {})
     if len(file.log_weight) != 2:
-        raise ConfigError(f"{path}: log_weight must be two whole numbers of nats")
+        raise ConfigError(f"{_shown(path)}: log_weight must be two whole numbers of nats")
     try:
         return Task(
             name=file.name,
@@ -130,7 +182,7 @@ def load_task(path: Path) -> Task:
             description=file.description,
         )
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{_shown(path)}: {error}") from None
 
 
 def load_tasks(folder: Path, names: list[str]) -> dict[str, Task]:
@@ -140,36 +192,25 @@ def load_tasks(folder: Path, names: list[str]) -> dict[str, Task]:
         task = load_task(folder / name)
         for other in tasks.values():
             if task.name == other.name or task.number == other.number:
-                raise ConfigError(f"{folder / name}: name or number is that of task {other.name}")
+                raise ConfigError(f"{_shown(folder / name)}: name or number is that of task {other.name}")
         tasks[task.name] = task
     return tasks
 
 
 def forms(path: Path, names: list[str]) -> frozenset[Form]:
     """The forms of these names. Raises ConfigError."""
-    for name in names:
-        if name not in _FORMS:
-            raise ConfigError(f"{path}: answer_forms: {name!r} is none of {', '.join(_FORMS)}")
-    if not names:
-        raise ConfigError(f"{path}: answer_forms must name one form at least: {', '.join(_FORMS)}")
-    return frozenset(_FORMS[name] for name in names)
+    try:
+        return frozenset(_FORMS[name] for name in _check_forms(names))
+    except ValueError as error:
+        raise ConfigError(f"{_shown(path)}: answer_forms: {error}") from None
 
 
 def round_policy(path: Path, section: Round) -> RoundPolicy:
-    """The policy that this section describes. Raises ConfigError."""
-    if section.strategy not in STRATEGIES:
-        raise ConfigError(f"{path}: round.strategy: {section.strategy!r} is none of {', '.join(STRATEGIES)}")
+    """The policy that this section describes. Raises ConfigError where the section is not a checked one."""
     try:
-        return RoundPolicy(
-            timeout_s=section.timeout_s,
-            quorum=section.quorum,
-            stop_after=section.stop_after,
-            reask_s=section.reask_s,
-            strategy=section.strategy,
-            forms=forms(path, section.answer_forms),
-        )
+        return section.policy()
     except ValueError as error:
-        raise ConfigError(f"{path}: round: {error}") from None
+        raise ConfigError(f"{_shown(path)}: round: {error}") from None
 
 
 def read_password(folder: Path, broker: Broker) -> str | None:
@@ -177,10 +218,24 @@ def read_password(folder: Path, broker: Broker) -> str | None:
     if broker.password_file is None:
         return None
     path = folder / broker.password_file
+    shown = _shown(path)
     try:
-        return path.read_text(encoding="utf-8").split("\n", 1)[0]
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"cannot read broker.password_file {path}: it must be a text file") from None
+        # Opened before its mode is asked, so that both speak of the same file.
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise ConfigError(
+                    f"broker.password_file {shown} has mode {mode:04o}, others may read it: "
+                    f"run chmod 600 {shown}"
+                )
+            return file.readline().removesuffix(b"\n").removesuffix(b"\r").decode()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read broker.password_file {shown}: {error.strerror}; "
+            f"write the password to its first line"
+        ) from None
+    except UnicodeDecodeError:  # its message could quote the password
+        raise ConfigError(f"cannot read broker.password_file {shown}: it must be a text file") from None
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -188,45 +243,102 @@ def _parse(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
-            f"cannot read {path}: {error.strerror}; examples are in the folder configs"
+            f"cannot read {_shown(path)}: {error.strerror}; examples are in the folder configs"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+        raise ConfigError(f"{_shown(path)} is not TOML: {error}") from None
 
 
-def _override(content: dict[str, Any], name: str, value: str) -> None:
-    *tables, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+def _override(content: dict[str, Any], section: type[_Section], place: Place, name: str, value: str) -> bool:
+    """Put the value in its place. False if the place is another role's, or no table is there."""
+    if not _has(section, place):
+        if any(_has(role, place) for role in ROLES):
+            return False
+        raise ConfigError(f"environment variable {name}: {_unknown(section, place)}")
+    *tables, key = map(str, place)
     for table in tables:
-        nested = content.setdefault(table, {})
-        if not isinstance(nested, dict):
-            raise ConfigError(f"environment variable {name}: {table} is no table")
-        content = nested
-    try:
-        content[key] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        content[key] = value  # a bare word is a text
+        content = content.setdefault(table, {})
+        if not isinstance(content, dict):
+            return False
+    content[key] = value
+    if not _is_text(section, place):
+        with contextlib.suppress(tomllib.TOMLDecodeError):  # the check says what it should be
+            content[key] = tomllib.loads(f"value = {value}")["value"]
+    return True
 
 
-def _validate(path: Path, section: type[S], content: dict[str, Any]) -> S:
+def _holder(section: type[BaseModel], tables: Place) -> type[BaseModel] | None:
+    """The section that these nested tables name; None where one of them is no table."""
+    for table in tables:
+        field = section.model_fields.get(str(table))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        section = annotation
+    return section
+
+
+def _has(section: type[BaseModel], place: Place) -> bool:
+    holder = _holder(section, place[:-1])
+    return holder is not None and place[-1] in holder.model_fields
+
+
+def _is_text(section: type[BaseModel], place: Place) -> bool:
+    """Whether its values are str, str | None, or a Literal of str."""
+    holder = _holder(section, place[:-1])
+    annotation = holder.model_fields[str(place[-1])].annotation if holder else None
+    if get_origin(annotation) is list:
+        return False
+    parts = get_args(annotation) or (annotation,)
+    return all(part in (str, type(None)) or isinstance(part, str) for part in parts)
+
+
+def _unknown(section: type[BaseModel], place: Place) -> str:
+    tables = place[:-1]
+    for role in (section, *ROLES):
+        if _holder(role, tables) is not None:
+            return f"unknown key {'.'.join(map(str, place))}{_suggestion(role, place)}"
+    if any(_has(role, tables[:1]) for role in ROLES):
+        return f"{'.'.join(map(str, tables))} is no table"
+    return f"unknown key {tables[0]}{_suggestion(section, tables[:1])}"
+
+
+def _validate(path: Path, section: type[S], content: dict[str, Any], overrides: dict[Place, str]) -> S:
     try:
         return section.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{path}: unknown key {key}{_suggestion(section, first['loc'])}") from None
-        if first["type"] == "missing":
-            raise ConfigError(f"{path}: key {key} is missing") from None
-        raise ConfigError(f"{path}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    place = first["loc"]
+    key = ".".join(map(str, place))
+    told = f"{_origin(path, place, overrides)}: "
+    if first["type"] == "extra_forbidden":
+        raise ConfigError(f"{told}unknown key {key}{_suggestion(section, place)}")
+    if first["type"] == "missing":
+        raise ConfigError(f"{told}key {key} is missing")
+    if first["type"] == "value_error":  # of a validator above
+        raise ConfigError(f"{told}{key}: {first['ctx']['error']}")
+    raise ConfigError(f"{told}{key}: {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
-def _suggestion(section: type[BaseModel], place: tuple[int | str, ...]) -> str:
-    *tables, key = place
-    for table in tables:
-        annotation = section.model_fields[str(table)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        section = annotation
-    known = list(section.model_fields)
-    close = difflib.get_close_matches(str(key), known, 1)
+def _origin(path: Path, place: Place, overrides: dict[Place, str]) -> str:
+    """Where what is wrong at this place was written: in the file, or in variables above or below it."""
+    names = [
+        name
+        for its_place, name in overrides.items()
+        if place[: len(its_place)] == its_place or its_place[: len(place)] == place
+    ]
+    if not names:
+        return _shown(path)
+    return f"environment variable{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _suggestion(section: type[BaseModel], place: Place) -> str:
+    holder = _holder(section, place[:-1])
+    known = list(holder.model_fields) if holder else []
+    close = difflib.get_close_matches(str(place[-1]), known, 1)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _shown(path: Path) -> str:
+    """As a message shows it: `tasks/x.toml` for `configs/../tasks/x.toml`."""
+    return os.path.normpath(path)

@@ -246,7 +246,7 @@ class Gateway:
                 return self._answer(peer, payload, now=now)
             if kind is Type.HELLO:
                 return self._hello(peer, payload, now=now)
-            if kind is Type.READY:
+            if kind is Type.READY and peer.member.role == "device":
                 return self._ready(peer, payload, now=now)
             if kind is Type.ASK and peer.member.role == "client":
                 return self._client_ask(peer, payload, now=now)
@@ -376,10 +376,7 @@ class Gateway:
     def _ready(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
         frame = self._session_frame(peer, payload)
         session = peer.find(frame.session)
-        body = session.open(Type.READY, frame)
-        if peer.member.role == "client":
-            return self._promote(peer, session)
-        forms = payloads.decode_ready(body)
+        forms = payloads.decode_ready(session.open(Type.READY, frame))
         peer.missed = 0
         return [*self._promote(peer, session, forms=forms), *self._catch_up(peer, now=now)]
 

@@ -5,6 +5,7 @@ Each value validates itself. Nothing here knows bytes on the wire (`wire`), keys
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -19,6 +20,8 @@ MAX_RANK = 8  # dimensions of a query tensor; more is never an edge model's inpu
 MAX_TENSOR_BYTES = 900_000  # leaves room for the frame: NATS drops the connection above 1 MiB
 MAX_LABEL_BYTES = 255  # of one label's UTF-8
 MAX_DEADLINE_MS = 86_400_000  # a day
+
+_NAME = re.compile(r"[a-z0-9-]{1,32}")
 
 DTYPES = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1}
 """Element types of a query tensor, with their size in bytes."""
@@ -51,6 +54,7 @@ class Task:
     """What a federation agrees on: a label space and the shape of a query."""
 
     name: str
+    """For people and files; it never travels."""
     number: int
     """1 to 255, the task's topic; never reused within a federation."""
     labels: tuple[str, ...]
@@ -63,6 +67,8 @@ class Task:
     description: str = ""
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} must be 1 to 32 of the characters a-z, 0-9 and '-'")
         if not 1 <= self.number <= 255:
             raise ValueError("number must be 1 to 255")
         if not 2 <= len(self.labels) <= MAX_CLASSES:

@@ -1,7 +1,8 @@
 """The pump: drives one machine in production. One thread owns machine and link; there are no locks.
 
 A turn waits for the link or for the machine's next deadline, takes in what came, gives it to the
-machine and performs the effects in order. Queries that came in one turn are inferred in one batch.
+machine and performs the effects in order. Queries that came in one turn are inferred in one batch, or,
+where the model is slow, in several with turns between them, so that the link's keep-alive lives on.
 The model runs on this thread: for the models of the edge that is sooner done than a change of thread,
 and while it runs, TCP is the inbox. A bug in a machine ends the process.
 """
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from edge_fi.adapters.mqtt import Down, MqttLink, Received, Up
+from edge_fi.adapters.mqtt import READ_AT_ONCE, Down, MqttLink, Received, Up
 from edge_fi.effects import (
     Deliver,
     Effect,
@@ -26,6 +27,8 @@ from edge_fi.effects import (
 from edge_fi.messages import Array, Tensor
 
 LONGEST_WAIT_S = 60.0  # a bound for a clock that errs; link, machine and signals end a wait sooner
+BATCH_S = 1.0  # of inference in one turn, unless a single query takes longer
+WAITING_QUERIES = 64  # the window of a device (replay.py): what waits longer has mostly left it
 
 Notice = Deliver | Joined | Noticed | Rejected | Up | Down
 """What a pump tells whoever watches it."""
@@ -60,6 +63,7 @@ class Pump:
         self._inferring = machine if isinstance(machine, InferringMachine) else None
         self._watch = watch
         self._pending: list[Infer] = []
+        self._batch_size = 1  # until the model's pace is known
         self._is_stopped = False
 
     def start(self) -> None:
@@ -87,10 +91,13 @@ class Pump:
         if due is not None and due <= monotonic_us():
             self.perform(self._machine.tick(now=monotonic_us()))
 
-    def run(self) -> None:
-        """Take turns until `stop`."""
+    def run(self, before_turn: Callable[[], float] = lambda: LONGEST_WAIT_S) -> None:
+        """Take turns until `stop`.
+
+        before_turn: called before each; returns for how many seconds that turn may wait.
+        """
         while not self._is_stopped:
-            self.turn()
+            self.turn(longest_s=min(LONGEST_WAIT_S, before_turn()))
 
     def run_until(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
         """Take turns until the condition holds. Whether it did in time."""
@@ -127,15 +134,28 @@ class Pump:
     def _infer(self) -> None:
         if not self._pending or self._model is None or self._inferring is None:
             return
-        pending, self._pending = self._pending, []
-        scores = self._model.infer([effect.tensor for effect in pending])
-        for effect, its_scores in zip(pending, scores, strict=True):
+        size = self._batch_size
+        batch, self._pending = self._pending[:size], self._pending[size:]
+        began = time.monotonic()
+        scores = self._model.infer([effect.tensor for effect in batch])
+        took_s = max(time.monotonic() - began, 1e-6)
+        self._batch_size = max(1, min(READ_AT_ONCE, int(BATCH_S * len(batch) / took_s)))
+        for effect, its_scores in zip(batch, scores, strict=True):
             now = monotonic_us()
             self.perform(self._inferring.inferred(effect.ticket, its_scores, now=now))
+        if len(self._pending) > WAITING_QUERIES:
+            self._refuse_oldest(self._inferring)
+
+    def _refuse_oldest(self, machine: InferringMachine) -> None:
+        """More queries come than the model can answer: the oldest are given back without scores."""
+        refused, self._pending = self._pending[:-WAITING_QUERIES], self._pending[-WAITING_QUERIES:]
+        for effect in refused:
+            self.perform(machine.inferred(effect.ticket, None, now=monotonic_us()))
 
     def _wait(self, longest_s: float) -> list[int]:
         """The descriptors that are ready."""
-        wakes = [self._link.next_service() - time.monotonic(), longest_s]
+        is_busy = bool(self._pending) and self._model is not None
+        wakes = [self._link.next_service() - time.monotonic(), 0.0 if is_busy else longest_s]
         due = self._machine.next_deadline()
         if due is not None:
             wakes.append((due - monotonic_us()) / 1_000_000)

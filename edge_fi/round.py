@@ -55,8 +55,10 @@ class RoundPolicy:
     def __post_init__(self) -> None:
         if not 0.001 <= self.timeout_s <= 86_400:
             raise ValueError("timeout_s must be 0.001 to 86400, a day")
-        if self.quorum < 1 or self.stop_after < 0 or self.reask_s <= 0:
-            raise ValueError("quorum must be 1 or more, stop_after 0 or more, reask_s above 0")
+        if not 0 < self.reask_s <= 86_400:
+            raise ValueError("reask_s must be above 0 and at most 86400, a day")
+        if self.quorum < 1 or self.stop_after < 0:
+            raise ValueError("quorum must be 1 or more, stop_after 0 or more")
         if 0 < self.stop_after < self.quorum:
             raise ValueError("stop_after must be 0 or at least the quorum")
         if not self.forms or Form.ABSTAIN in self.forms:
@@ -123,11 +125,11 @@ class Round:
     def close(self, names: dict[int, str], *, now: int) -> Outcome:
         """End the round: settled if it is complete, expired if not. names: index to id."""
         is_complete = self.is_complete
-        event: Event = "settle" if is_complete else "expire"
+        # Enough votes came, and a SETTLED says so; otherwise whoever is silent is missing, awaited or not.
+        has_enough = 0 < self.policy.stop_after <= len(self.votes)
+        event: Event = "settle" if has_enough else "expire"
         for index in self.silent():
-            # Whoever was not awaited is missing even in a complete round: nobody told it to stop.
-            told = event if self.policy.stop_after else "expire"
-            self.fates[index] = TRANSITIONS[self.fates[index], told]
+            self.fates[index] = TRANSITIONS[self.fates[index], event]
         self.is_open = False
         status = self._status(is_complete=is_complete)
         fates = tuple((names[index], fate) for index, fate in self.fates.items())

@@ -19,7 +19,7 @@ from edge_fi.wire import frames, payloads
 from edge_fi.wire.frames import SessionFrame, Type
 
 FIRST_RETRY_US = 500_000  # a WELCOME takes one round trip; most links make that in half a second
-LAST_RETRY_US = 30_000_000  # a gateway that is away for a day costs a member 3 kB an hour
+LAST_RETRY_US = 30_000_000  # a gateway that is away costs a member 11 kB an hour
 FIRST_REJOIN_WINDOW_MS = 1_000  # before any WELCOME has named one
 LONGEST_REJOIN_WINDOW_MS = 60_000  # so that no gateway, however large, sends a fleet to sleep
 FIRST_DOUBT_US = 1_000_000  # after a rejoin that a hint caused for nothing, hints rest this long, ...

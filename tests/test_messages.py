@@ -42,6 +42,8 @@ def test_an_element_has_its_size(dtype: str, size: int) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"name": "-"},
+        {"name": "a-9" + "z" * 29},
         {"number": 1},
         {"number": 255},
         {"labels": tuple(str(number) for number in range(4096))},
@@ -62,6 +64,11 @@ def test_a_task_may_have_this(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"name": ""}, "name '' must be 1 to 32 of the characters a-z, 0-9 and '-'"),
+        ({"name": "a" * 33}, f"name '{'a' * 33}' must be 1 to 32 of the characters a-z, 0-9 and '-'"),
+        ({"name": "Sorts"}, "name 'Sorts' must be 1 to 32 of the characters a-z, 0-9 and '-'"),
+        ({"name": "two words"}, "name 'two words' must be 1 to 32 of the characters a-z, 0-9 and '-'"),
+        ({"name": "é"}, "name 'é' must be 1 to 32 of the characters a-z, 0-9 and '-'"),
         ({"number": 0}, "number must be 1 to 255"),
         ({"number": 256}, "number must be 1 to 255"),
         ({"labels": ("a",)}, "labels must be 2 to 4096 names"),

@@ -392,9 +392,13 @@ def test_at_its_deadline_a_round_that_has_not_enough_votes_silences_nobody() -> 
         ({"timeout_s": -1}, "timeout_s must be 0.001 to 86400"),
         ({"timeout_s": 86_400.1}, "timeout_s must be 0.001 to 86400"),
         ({"timeout_s": float("nan")}, "timeout_s must be 0.001 to 86400"),
+        ({"timeout_s": float("inf")}, "timeout_s must be 0.001 to 86400"),
         ({"quorum": 0}, "quorum must be 1 or more"),
         ({"stop_after": -1}, "stop_after 0 or more"),
-        ({"reask_s": 0}, "reask_s above 0"),
+        ({"reask_s": 0}, "reask_s must be above 0 and at most 86400"),
+        ({"reask_s": float("nan")}, "reask_s must be above 0 and at most 86400"),
+        ({"reask_s": float("inf")}, "reask_s must be above 0 and at most 86400"),
+        ({"reask_s": 86_400.1}, "reask_s must be above 0 and at most 86400"),
         ({"quorum": 3, "stop_after": 2}, "stop_after must be 0 or at least the quorum"),
         ({"forms": frozenset()}, "forms must name at least one form that states a vote"),
         ({"forms": frozenset({Form.LABEL, Form.ABSTAIN})}, "forms must name at least one form"),
@@ -407,3 +411,4 @@ def test_a_policy_that_makes_no_sense_is_refused(fields: dict[str, object], mess
 
 def test_a_policy_may_be_at_its_limits() -> None:
     RoundPolicy(timeout_s=86_400, quorum=3, stop_after=3, reask_s=1e-6, forms=frozenset({Form.LOGITS_8}))
+    RoundPolicy(reask_s=86_400)

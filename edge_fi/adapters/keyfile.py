@@ -28,24 +28,21 @@ def make_gateway(folder: Path, federation: str, entropy: Entropy) -> list[Path]:
     _usable(check_federation, federation)
     static = KeyPair.from_private(entropy(32))
     signing = SigningKey.from_seed(entropy(32))
-    private = _write(
-        folder / "gateway.key",
+    private = _content(
         "The gateway's private keys: whoever has them is the gateway.",
-        private_to_owner=True,
         kind="gateway",
         federation=federation,
         private=static.private,
         signing_seed=signing.seed,
     )
-    public = _write(
-        folder / "gateway.pub",
+    public = _content(
         "The gateway's public keys: give them to every device and client.",
         kind="gateway-public",
         federation=federation,
         static=static.public,
         verify=signing.public,
     )
-    return [private, public]
+    return _write_pair(folder / "gateway.key", private, folder / "gateway.pub", public)
 
 
 def make_member(
@@ -73,15 +70,15 @@ def make_member(
     if not 1 <= index <= MAX_INDEX:
         raise KeyFileError(f"index {index} must be 1 to {MAX_INDEX}")
     if index in taken:
-        raise KeyFileError(f"index {index} is taken in {roster}: choose another, or leave --index out")
+        raise KeyFileError(
+            f"index {index} is taken in {_shown(roster)}: choose another, or leave --index out"
+        )
     public_path = roster / f"{member}.pub"
     if public_path.exists():
-        raise KeyFileError(f"{public_path} exists: {member} is in the roster; choose another id")
+        raise KeyFileError(f"{_shown(public_path)} exists: {member} is in the roster; choose another id")
     static = KeyPair.from_private(entropy(32))
-    private = _write(
-        folder / f"{member}.key",
+    private = _content(
         f"The private key of {role} {member}: keep it on that machine alone.",
-        private_to_owner=True,
         kind=role,
         federation=federation,
         id=member,
@@ -90,8 +87,7 @@ def make_member(
         gateway_static=gateway_static,
         gateway_verify=gateway_verify,
     )
-    public = _write(
-        public_path,
+    public = _content(
         f"The public key of {role} {member}: belongs in the gateway's roster.",
         kind=f"{role}-public",
         federation=federation,
@@ -99,7 +95,7 @@ def make_member(
         index=index,
         public=static.public,
     )
-    return [private, public]
+    return _write_pair(folder / f"{member}.key", private, public_path, public)
 
 
 def read_gateway(path: Path) -> GatewayIdentity:
@@ -129,13 +125,15 @@ def read_member(path: Path, role: str) -> Identity:
 def read_roster(folder: Path, federation: str | None = None) -> list[Member]:
     """Every member whose `.pub` file is in the folder, by index."""
     if not folder.is_dir():
-        raise KeyFileError(f"no roster folder {folder}: make members with 'edge-fi keys new device'")
+        raise KeyFileError(f"no roster folder {_shown(folder)}: make members with 'edge-fi keys new device'")
     members: dict[int, Member] = {}
     for path in sorted(folder.glob("*.pub")):
         fields = _read(path, *(f"{role}-public" for role in ROLES))
         its_federation = fields.text("federation", check_federation)
         if federation not in (None, its_federation):
-            raise KeyFileError(f"{path}: federation is {its_federation}, but the gateway's is {federation}")
+            raise KeyFileError(
+                f"{_shown(path)}: federation is {its_federation}, but the gateway's is {federation}"
+            )
         member = Member(
             id=fields.text("id", check_id),
             index=fields.index(),
@@ -143,9 +141,9 @@ def read_roster(folder: Path, federation: str | None = None) -> list[Member]:
             public=fields.key("public"),
         )
         if member.index in members:
-            raise KeyFileError(f"{path}: index {member.index} is that of {members[member.index].id}")
+            raise KeyFileError(f"{_shown(path)}: index {member.index} is that of {members[member.index].id}")
         if member.id in {other.id for other in members.values()}:
-            raise KeyFileError(f"{path}: id {member.id} is in the roster twice")
+            raise KeyFileError(f"{_shown(path)}: id {member.id} is in the roster twice")
         members[member.index] = member
     return [members[index] for index in sorted(members)]
 
@@ -154,7 +152,7 @@ class _Fields:
     """A key file's content; every access checks one field and names it when it is wrong."""
 
     def __init__(self, path: Path, fields: dict[str, Any]) -> None:
-        self._path = path
+        self._path = _shown(path)
         self._fields = fields
         self.kind = str(fields.get("kind"))
 
@@ -192,36 +190,69 @@ def _read(path: Path, *kinds: str, is_private: bool = False) -> _Fields:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if is_private and mode & 0o077:
-                raise KeyFileError(f"{path} has mode {mode:04o}, others may read it: run chmod 600 {path}")
+                raise KeyFileError(
+                    f"{_shown(path)} has mode {mode:04o}, others may read it: run chmod 600 {_shown(path)}"
+                )
             fields = _Fields(path, tomllib.load(file))
     except OSError as error:
         raise KeyFileError(
-            f"cannot read key file {path}: {error.strerror}; make one with 'edge-fi keys new'"
+            f"cannot read key file {_shown(path)}: {error.strerror}; make one with 'edge-fi keys new'"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         # The parser's own message could quote a line, and so a key.
-        raise KeyFileError(f"{path} is not a key file: its TOML does not parse") from None
+        raise KeyFileError(f"{_shown(path)} is not a key file: its TOML does not parse") from None
     if fields.kind not in kinds:
-        raise KeyFileError(f"{path}: kind is {fields.kind!r}, but a {' or '.join(kinds)} key is needed here")
+        raise KeyFileError(
+            f"{_shown(path)}: kind is {fields.kind!r}, but a {' or '.join(kinds)} key is needed here"
+        )
     return fields
 
 
-def _write(path: Path, comment: str, *, private_to_owner: bool = False, **fields: str | int | bytes) -> Path:
+def _content(comment: str, **fields: str | int | bytes) -> str:
     lines = [f"# {comment}"]
     for name, value in fields.items():
         plain = base64.b64encode(value).decode() if isinstance(value, bytes) else value
         lines.append(f"{name} = {json.dumps(plain)}")
+    return "\n".join(lines) + "\n"
+
+
+def _write_pair(private: Path, private_content: str, public: Path, public_content: str) -> list[Path]:
+    """Write both files, or neither: half a pair would only be in the way of the next attempt."""
+    for path in (private, public):
+        if os.path.lexists(path):
+            raise KeyFileError(_exists(path))
+    _write(private, private_content, mode=0o600)
+    try:
+        _write(public, public_content, mode=0o644)
+    except KeyFileError:
+        private.unlink()
+        raise
+    return [private, public]
+
+
+def _write(path: Path, content: str, *, mode: int) -> None:
+    is_made = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        descriptor = os.open(path, flags, 0o600 if private_to_owner else 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        is_made = True
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(content)
     except OSError as error:
-        if path.exists():
-            raise KeyFileError(f"{path} exists and is not overwritten: move it away first") from None
-        raise KeyFileError(f"cannot write {path}: {error.strerror}") from None
-    return path
+        if is_made:
+            path.unlink()  # a full disk leaves an empty file
+        elif os.path.lexists(path):
+            raise KeyFileError(_exists(path)) from None  # somebody made it since it was looked for
+        raise KeyFileError(f"cannot write {_shown(path)}: {error.strerror}") from None
+
+
+def _exists(path: Path) -> str:
+    return f"{_shown(path)} exists and is not overwritten: move it away first"
+
+
+def _shown(path: Path) -> str:
+    """As a message shows it: `keys/x.key` for `configs/../keys/x.key`."""
+    return os.path.normpath(path)
 
 
 def _usable(check: Callable[[str], str], name: str) -> None:

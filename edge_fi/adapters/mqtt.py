@@ -29,6 +29,8 @@ FIRST_DELAY_S = 0.25
 LAST_DELAY_S = 4.0  # a broker that is back must be found within seconds
 CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_TIMEOUT_S = 10.0  # from the TCP connection to the last SUBACK
+STEADY_S = 5.0  # a link that was up for less has not earned a quick return; above LAST_DELAY_S
+SHORT_LIVED_LINKS = 3  # in a row; then the likely cause is said
 LEAVE_S = 1.0  # for the broker to read DISCONNECT
 KEEPALIVE_LOOKS = 4  # in each keep-alive; an idle device wakes for nothing else
 READ_AT_ONCE = 64  # packets taken in one go; also the largest batch of queries
@@ -84,6 +86,8 @@ class MqttLink:
         self._keepalive_s = keepalive_s
         self._misc_every_s = keepalive_s / KEEPALIVE_LOOKS
         self._delay_s = FIRST_DELAY_S
+        self._up_at = 0.0
+        self._short_lived = 0
         self._misc_at = 0.0
         self._attempt_at: float | None = None
         self._give_up_at: float | None = None
@@ -114,7 +118,8 @@ class MqttLink:
     def next_service(self) -> float:
         """When to call `service` at the latest, on the clock of time.monotonic."""
         times = [time.monotonic() + self._misc_every_s]
-        times += [at for at in (self._attempt_at, self._give_up_at) if at is not None]
+        if self._attempt is None:  # otherwise its end wakes the wait
+            times += [at for at in (self._attempt_at, self._give_up_at) if at is not None]
         return min(times)
 
     def wake(self) -> None:
@@ -139,6 +144,8 @@ class MqttLink:
             self._attempt = None
             if self._failure:
                 self._down(self._failure)
+            elif self._client.socket() is not None:
+                self._give_up_at = time.monotonic() + HANDSHAKE_TIMEOUT_S
         now = time.monotonic()
         if self._attempt_at is not None and now >= self._attempt_at:
             self._begin_attempt()
@@ -148,7 +155,7 @@ class MqttLink:
             return
         if self._give_up_at is not None and now >= self._give_up_at:
             self._drop("it took the connection but does not answer")
-            return
+            ready = None
         if ready is None or connection.fileno() in ready:
             self._read(connection.fileno())
         if self._client.want_write():
@@ -223,7 +230,7 @@ class MqttLink:
         self._attempt_at = None
         self._is_attempt_over = False
         self._failure = self._refusal = ""
-        self._give_up_at = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        self._give_up_at = None
         self._attempt = threading.Thread(target=self._connect, name="mqtt-connect", daemon=True)
         self._attempt.start()
 
@@ -249,20 +256,32 @@ class MqttLink:
                 return
 
     def _drop(self, reason: str) -> None:
+        """Shut the connection; the next read finds its end, and the link comes down.
+
+        Not read here: inside a callback paho's loop_read would take the same packet a second time and
+        wait for a lock that this thread holds.
+        """
         self._refusal = reason
+        self._give_up_at = None
         connection: Any = self._client.socket()
         if connection is not None:
-            connection.shutdown(socket.SHUT_RDWR)
-            self._client.loop_read()
+            with contextlib.suppress(OSError):  # the peer was first: reading says so too
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _down(self, reason: str) -> None:
+        now = time.monotonic()
+        is_steady = self.is_up and now - self._up_at >= STEADY_S
+        # Two processes of one id take the link from each other for ever: each must come back ever later.
+        self._delay_s = FIRST_DELAY_S if is_steady else min(self._delay_s * 2, LAST_DELAY_S)
+        self._short_lived = self._short_lived + 1 if self.is_up and not is_steady else 0
+        if self._short_lived >= SHORT_LIVED_LINKS:
+            reason += "; does another process use this key?"
         self.events.append(Down(reason, self.is_up))
-        self._delay_s = FIRST_DELAY_S if self.is_up else min(self._delay_s * 2, LAST_DELAY_S)
         self.is_up = False
         self._give_up_at = None
         # A fleet that lost its broker at one instant must not come back at one.
         wait_s = self._delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-        self._attempt_at = None if self._is_closing else time.monotonic() + wait_s
+        self._attempt_at = None if self._is_closing else now + wait_s
 
     def _on_connect(
         self, client: Client, _: object, flags: ConnectFlags, code: ReasonCode, properties: object
@@ -275,12 +294,14 @@ class MqttLink:
     def _on_subscribe(
         self, client: Client, _: object, mid: int, codes: list[ReasonCode], properties: object
     ) -> None:
+        if self._refusal:  # given up already, and this was on its way
+            return
         refused = [code for code in codes if code.is_failure]
         if refused:
             self._drop(f"it refuses a subscription: {refused[0]}".lower())
             return
         self.is_up = True
-        self._delay_s = FIRST_DELAY_S
+        self._up_at = time.monotonic()
         self._give_up_at = None
         self.events.append(Up())
 

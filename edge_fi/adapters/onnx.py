@@ -71,7 +71,10 @@ class OnnxModel:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise ModelError(f"cannot read model {path}: {error.strerror}") from None
+            raise ModelError(
+                f"cannot read model {os.path.normpath(path)}: {error.strerror}; check 'path' in [model]"
+            ) from None
+        path = Path(os.path.normpath(path))  # as messages show it
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -79,8 +82,9 @@ class OnnxModel:
         try:
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"{path} is not a model that ONNX Runtime loads: {reason}") from None
+            raise ModelError(
+                f"{path} is not a model that ONNX Runtime loads: {_reason(error)}; check 'path' in [model]"
+            ) from None
         _check_input(path, session, task)
         model = cls(session, _find_output(path, session, output), scores, task)
         model.digest = hashlib.blake2b(content, digest_size=8, person=b"fi1 model").digest()
@@ -127,8 +131,9 @@ class OnnxModel:
             rows = [self._session.run([self._output], {self._input: part})[0] for part in parts]
             scores = np.concatenate(rows).astype(np.float64)
         except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"{path} fails on an input of task {self._task.name}: {reason}") from None
+            raise ModelError(
+                f"{path} fails on an input of task {self._task.name}: {_reason(error)}"
+            ) from None
         if scores.shape != (len(batch), len(self.classes)):
             outputs = scores.shape[-1] if scores.ndim > 1 else 1
             raise ModelError(
@@ -147,6 +152,11 @@ class OnnxModel:
                 f"{path}: output {self._output} sums to 1, so it gives probabilities and not logits; "
                 f"set scores = 'probabilities'"
             )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error of ONNX Runtime; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_input(path: Path, session: onnxruntime.InferenceSession, task: Task) -> None:

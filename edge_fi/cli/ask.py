@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_fi import config
 from edge_fi.adapters.mqtt import Down
@@ -39,7 +40,7 @@ _ADVICE = {
     "path",
     type=click.Path(path_type=Path),
     required=True,
-    help="The client's configuration file.",
+    help="The client's configuration file; EDGE_FI_BROKER__HOST=... and the like override it.",
 )
 @click.option("--task", "name", help="The task's name; needed where the configuration has several.")
 @click.option(
@@ -115,10 +116,10 @@ def read_tensor(source: str, task: Task) -> Tensor:
         if source == "-":
             values = np.asarray(json.load(sys.stdin))
         elif source.endswith(".npy"):
-            values = np.load(source, allow_pickle=False)
+            values = _load_array(source)
         else:
             values = np.asarray(json.loads(Path(source).read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # numpy's reader alone raises six unrelated types for a damaged file
         reason = getattr(error, "strerror", None) or "it is neither .npy nor JSON of nested lists"
         raise ConfigError(f"cannot read input {source}: {reason}") from None
     wanted = f"task {task.name} takes {task.dtype} {list(task.shape)}"
@@ -131,6 +132,14 @@ def read_tensor(source: str, task: Task) -> Tensor:
     if cast.dtype.kind in "ui" and not np.array_equal(cast, values):
         raise ConfigError(f"input {source} has values that {task.dtype} cannot hold; {wanted}")
     return Tensor(task.dtype, task.shape, cast.tobytes())
+
+
+def _load_array(source: str) -> NDArray[Any]:
+    with open(source, "rb") as file:  # np.load leaves it open when it fails
+        values = np.load(file, allow_pickle=False)
+    if not isinstance(values, np.ndarray):
+        raise ValueError("an archive of arrays")
+    return values
 
 
 def as_fields(outcome: Outcome, task: Task) -> dict[str, Any]:

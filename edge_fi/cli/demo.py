@@ -1,6 +1,8 @@
 """`edge-fi demo`: a whole federation on this machine, and what came of it."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from edge_fi.demo.run import DemoRun
 
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 _FORMS = {form.title: form for form in VOTE_FORMS}
 
 
@@ -61,7 +64,16 @@ def demo(queries: int, form: str, broker: str | None, picture: Path, json_path: 
         from edge_fi.demo import members, run
         from edge_fi.demo import picture as pictures
     except ImportError as error:
-        raise ConfigError(f"the demo needs {error.name}: pip install 'edge-fi[demo]'") from None
+        package = (error.name or "more packages").split(".")[0]
+        raise ConfigError(f"the demo needs {package}: pip install 'edge-fi[demo]'") from None
+    if picture.suffix not in PICTURE_SUFFIXES:
+        raise ConfigError(f"--picture {picture}: its name must end with {', '.join(PICTURE_SUFFIXES)}")
+    for target in (picture, *([json_path] if json_path else [])):
+        if not os.access(target.absolute().parent, os.W_OK):
+            raise ConfigError(f"cannot write {target}: choose a folder that exists and is yours")
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        # As Ctrl-C: broker, devices and the folder of keys are cleared away on the way out.
+        signal.signal(ending, signal.default_int_handler)
     console = Console()
     began = time.monotonic()
     columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -70,9 +70,12 @@ def _member_command(role: str) -> click.Command:
             out, role, id, gateway=gateway, roster=roster, index=index, entropy=os.urandom
         )
         _tell(paths, as_json)
+        if not as_json:
+            click.echo("a running gateway learns of it when it is started again")
 
     new_member.help = (
-        f"Make the key of a {role}, and its line in the roster.\n\n\b\nExample:\n"
+        f"Make the key of a {role}, and its file in the roster.\n\n"
+        "A gateway reads its roster when it starts: start a running one again.\n\n\b\nExample:\n"
         f"  edge-fi keys new {role} {'pi-07' if role == 'device' else 'laptop'}"
     )
     return new_member

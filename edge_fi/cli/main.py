@@ -1,11 +1,15 @@
 """`edge-fi`: the verbs, and what an error looks like.
 
-Every error is one sentence on stderr and an exit code of docs/exit-codes.md; with --json it is an
-object on stdout as well. A traceback means a bug.
+Every error is a message on stderr and an exit code of docs/exit-codes.md; with --json it is an object
+on stdout as well. A traceback means a bug.
 """
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 import click
 
@@ -17,6 +21,7 @@ from edge_fi.cli.run import device, gateway
 from edge_fi.cli.task import task
 from edge_fi.errors import EdgeFiError
 
+FAILED = 1
 INTERRUPTED = 130
 
 
@@ -42,15 +47,37 @@ def main() -> None:
     """Run the command line, with errors as sentences and exit codes."""
     try:
         code = edge_fi.main(standalone_mode=False)
+        if sys.stdout is not None:  # closed by the shell: >&-
+            sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _end(error.exit_code, error.format_message(), show=error.show)
     except EdgeFiError as error:
-        click.echo(f"edge-fi: {error}", err=True)
-        if "--json" in sys.argv[1:]:
-            click.echo(json.dumps({"error": str(error), "exit_code": error.exit_code}))
-        sys.exit(error.exit_code)
+        _end(error.exit_code, str(error))
     except (click.Abort, KeyboardInterrupt):
-        click.echo("edge-fi: interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        _end(INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        _end(FAILED, "", show=lambda: None)  # whoever read our output has had enough
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        where = "input or output" if error.filename is None else os.path.normpath(error.filename)
+        _end(FAILED, f"{where} failed: {reason}")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(code: int, message: str, *, show: Callable[[], None] | None = None) -> NoReturn:
+    """Say it on stderr, and with --json on stdout; neither may be there any more."""
+    with contextlib.suppress(OSError):
+        if show is None:
+            click.echo(f"edge-fi: {message}", err=True)
+        else:
+            show()
+    try:
+        if message and any(word == "--json" or word.startswith("--json=") for word in sys.argv[1:]):
+            click.echo(json.dumps({"error": message, "exit_code": code}))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        # What is still buffered would fail once more when the interpreter ends, and change the code.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -16,6 +16,7 @@ from edge_fi.adapters.mqtt import MqttLink
 from edge_fi.client import Client
 from edge_fi.device import Device, Labelling
 from edge_fi.effects import Machine
+from edge_fi.errors import ConfigError, TransportError
 from edge_fi.gateway import Gateway
 from edge_fi.log import Log
 from edge_fi.pump import Pump
@@ -81,12 +82,10 @@ def run_gateway(path: Path, start_broker: bool, as_json: bool) -> None:
     machine = Gateway(identity, roster, tasks.values(), os.urandom, policy=policy)
     link = make_link(machine, identity, path, settings.broker)
     log = _make_log(as_json)
+    check: Callable[[], None] = _nothing
     with contextlib.ExitStack() as stack:
         if start_broker:
-            from broker.embedded import EmbeddedBroker
-
-            started = stack.enter_context(EmbeddedBroker(port=settings.broker.port))
-            log.event("broker_started", kind=started.kind, host=started.host, port=started.port)
+            check = stack.enter_context(_started_broker(path, settings.broker, link, log))
         log.event(
             "gateway_started",
             federation=identity.federation,
@@ -95,7 +94,7 @@ def run_gateway(path: Path, start_broker: bool, as_json: bool) -> None:
             clients=sum(member.role == "client" for member in roster),
             broker=f"{settings.broker.host}:{settings.broker.port}",
         )
-        _run(Pump(machine, link, watch=log.watch), log)
+        _run(Pump(machine, link, watch=log.watch), log, check)
 
 
 @click.group()
@@ -149,6 +148,52 @@ def run_device(path: Path, stop_with_stdin: bool, as_json: bool) -> None:
     _run(pump, log)
 
 
+@contextlib.contextmanager
+def _started_broker(
+    path: Path, broker: config.Broker, link: MqttLink, log: Log
+) -> Iterator[Callable[[], None]]:
+    """A broker for as long as the `with` lasts, and a check that raises TransportError when it has ended.
+
+    Raises ConfigError where the gateway could not use the broker that would be started.
+    """
+    from broker.embedded import EmbeddedBroker, versions
+
+    embedded = EmbeddedBroker(port=broker.port)
+    if broker.host not in (embedded.host, "localhost"):
+        raise ConfigError(
+            f"{path}: broker.host is {broker.host}, but --start-broker starts a broker on {embedded.host}: "
+            f'set broker.host = "{embedded.host}", or start a broker there and leave --start-broker out'
+        )
+    spoken = versions(embedded.kind)
+    if broker.mqtt not in spoken:
+        raise ConfigError(
+            f'{path}: broker.mqtt is "{broker.mqtt}", but {embedded.kind}, which --start-broker starts here, '
+            f'speaks {" and ".join(spoken)}: set broker.mqtt = "{spoken[0]}", or install another broker'
+        )
+
+    def check() -> None:
+        if not link.is_up and not _is_running(embedded.pid):
+            raise TransportError(
+                f"the broker that --start-broker started on port {embedded.port} has ended: start the "
+                "gateway again, or start a broker that outlives it and leave --start-broker out"
+            )
+
+    with embedded:
+        log.event("broker_started", kind=embedded.kind, host=embedded.host, port=embedded.port)
+        yield check
+
+
+def _is_running(pid: int) -> bool:
+    """Whether there is a process of this number: the broker's supervisor reaps it, so a dead one has none."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # mosquitto, started by root, changes its user
+        return True
+    return True
+
+
 def _stop_with_stdin(pump: Pump) -> None:
     with contextlib.suppress(OSError):
         # Not sys.stdin: its lock, held by this thread, would stop the interpreter from ending.
@@ -157,15 +202,23 @@ def _stop_with_stdin(pump: Pump) -> None:
     pump.stop()
 
 
+def _nothing() -> None:
+    pass
+
+
 def _make_log(as_json: bool) -> Log:
     return Log(is_json=as_json, stream=sys.stdout if as_json else None)
 
 
-def _run(pump: Pump, log: Log) -> None:
+def _run(pump: Pump, log: Log, check: Callable[[], None] = _nothing) -> None:
+    def before_turn() -> float:
+        check()
+        return log.tick()
+
     with _stopped_by_signals(pump):
         pump.start()
         try:
-            pump.run()
+            pump.run(before_turn)
         finally:
             log.flush()
             pump.close()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_fi.adapters import keyfile
-from edge_fi.config import load_task
+from edge_fi.config import ENVIRONMENT_PREFIX, load_task
 from edge_fi.errors import TransportError
 from edge_fi.messages import Task, Tensor
 
@@ -79,15 +79,30 @@ class MemberProcesses:
             )
 
     def __enter__(self) -> "MemberProcesses":
+        # What a user has set for a federation of its own must not reach these devices.
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)
+        }
         for member in members():
             path = self.folder / f"{member.id}.toml"
             path.write_text(self._configuration(member), encoding="utf-8")
             command = [sys.executable, "-m", "edge_fi", "device", "run", "--config", str(path)]
             with (self.folder / f"{member.id}.log").open("wb") as log:
                 self._processes[member.id] = subprocess.Popen(
-                    [*command, "--stop-with-stdin"], stdin=subprocess.PIPE, stdout=log, stderr=log
+                    [*command, "--stop-with-stdin"],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    # Ctrl-C is for the demo, which then tells its members.
+                    start_new_session=True,
                 )
         return self
+
+    def forget_keys(self) -> None:
+        """Remove the private keys: everybody has read its own, and a killed demo shall leave none."""
+        for path in self.folder.glob("*.key"):
+            path.unlink()
 
     def __exit__(
         self,

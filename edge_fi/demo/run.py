@@ -78,6 +78,7 @@ def run_demo(
         with processes:
             try:
                 _await_members(pump, gateway, processes, joined)
+                processes.forget_keys()
                 for number, tensor in enumerate(tensors[:queries]):
                     effects = gateway.ask(task().number, tensor, reference=number, now=monotonic_us())
                     gateway.query_bytes += [
@@ -88,6 +89,9 @@ def run_demo(
                         lambda number=number: number in figures.outcomes,  # type: ignore[misc]
                         timeout_s=ROUND_TIMEOUT_S * 2,
                     )
+                    processes.check()
+                    if not figures.outcomes[number].votes:
+                        raise TransportError(f"no device answered query {number}; is the broker still there?")
                     asked(number + 1, queries)
             finally:
                 pump.close()

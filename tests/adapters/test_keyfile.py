@@ -1,5 +1,7 @@
 """Key files: made once, readable by their owner alone, wrong ones named without their content."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -155,3 +157,49 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KeyFileError, match="cannot write"):
         keyfile.make_gateway(tmp_path / "file", "acme", Stream("x"))
+
+
+@pytest.mark.parametrize(("moved", "there"), [("gateway.key", "gateway.pub"), ("gateway.pub", "gateway.key")])
+def test_half_a_pair_of_gateway_keys_is_never_joined_by_new_ones(
+    folder: Path, moved: str, there: str
+) -> None:
+    (folder / moved).unlink()
+    before = (folder / there).read_bytes()
+    with pytest.raises(KeyFileError, match=rf"{there} exists and is not overwritten: move it away first"):
+        keyfile.make_gateway(folder, "acme", Stream("other"))
+    assert [path.name for path in folder.iterdir()] == [there]
+    assert (folder / there).read_bytes() == before
+
+
+def test_a_link_to_nowhere_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "gateway.pub").symlink_to(tmp_path / "gone")
+    with pytest.raises(KeyFileError, match="exists and is not overwritten"):
+        keyfile.make_gateway(tmp_path, "acme", Stream("x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["gateway.pub"]
+
+
+def test_a_member_whose_roster_cannot_be_written_leaves_no_private_key(folder: Path) -> None:
+    (folder / "roster").write_text("a file where a folder should be")
+    with pytest.raises(KeyFileError, match=r"cannot write .*roster/pi-07\.pub"):
+        make(folder, "pi-07")
+    assert not (folder / "pi-07.key").exists()
+    (folder / "roster").unlink()
+    make(folder, "pi-07")
+    assert keyfile.read_member(folder / "pi-07.key", "device").index == 1
+
+
+def test_a_full_disk_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, *arguments: object, **options: object) -> None:
+        os.close(descriptor)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdopen", full)
+    with pytest.raises(KeyFileError, match=r"cannot write .*gateway\.key: No space left on device"):
+        keyfile.make_gateway(tmp_path, "acme", Stream("x"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_is_shown_without_detours(folder: Path) -> None:
+    with pytest.raises(KeyFileError) as caught:
+        keyfile.read_member(folder / "configs" / ".." / "pi-07.key", "device")
+    assert f"cannot read key file {folder / 'pi-07.key'}: " in str(caught.value)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -161,11 +162,34 @@ def test_what_does_not_fit_is_named(
 
 
 def test_a_file_that_is_not_there_or_no_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"cannot read model .*gone\.onnx: No such file"):
-        OnnxModel.load(tmp_path / "gone.onnx", TASK)
+    with pytest.raises(
+        ModelError, match=r"cannot read model .*gone\.onnx: No such file.*; check 'path'"
+    ) as caught:
+        OnnxModel.load(tmp_path / "configs" / ".." / "gone.onnx", TASK)
+    assert str(tmp_path / "gone.onnx") in str(caught.value)
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(ModelError, match=r"text\.onnx is not a model that ONNX Runtime loads"):
         OnnxModel.load(tmp_path / "text.onnx", TASK)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(RuntimeError(), "RuntimeError"), (ValueError("\n"), "ValueError"), (ValueError("a\nb"), "a")],
+)
+def test_a_failure_of_the_runtime_is_one_line_whatever_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    path = save(tmp_path / "m.onnx")
+    with monkeypatch.context() as patched:
+        patched.setattr(onnxruntime.InferenceSession, "run", fail)
+        with pytest.raises(ModelError, match=f"fails on an input of task sorts: {words}$"):
+            OnnxModel.load(path, TASK)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(ModelError, match=f"ONNX Runtime loads: {words}; check 'path'"):
+        OnnxModel.load(path, TASK)
 
 
 @pytest.mark.parametrize("member", members(), ids=lambda member: member.id)

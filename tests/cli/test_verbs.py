@@ -1,6 +1,8 @@
 """The command line: help with examples, JSON, one sentence and a numbered exit code for each error."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +96,19 @@ def test_every_verb_takes_json(run: Run, verb: str) -> None:
     assert "--json" in run(*verb.split(), "--help")[1]
 
 
+@pytest.mark.parametrize("verb", ["gateway run", "device run", "ask"])
+def test_a_verb_with_a_configuration_says_what_overrides_it(run: Run, verb: str) -> None:
+    assert "EDGE_FI_BROKER__HOST" in run(*verb.split(), "--help")[1]
+
+
+def test_keys_new_says_when_a_gateway_learns_of_them(run: Run, keys: Path) -> None:
+    for role in ("device", "client"):
+        assert "A gateway reads its roster when it starts" in run("keys", "new", role, "--help")[1]
+    _, out, _ = run("keys", "new", "device", "pi-02", "--gateway", keys / "gateway.pub",
+                    "--roster", keys / "roster", "--out", keys)  # fmt: skip
+    assert "a running gateway learns of it when it is started again" in out
+
+
 def test_task_show_tells_what_travels(run: Run) -> None:
     code, out, _ = run("task", "show", DIGITS, "--json")
     shown = json.loads(out)
@@ -157,6 +172,54 @@ def test_with_json_an_error_is_an_object(run: Run) -> None:
     assert err == f"edge-fi: {fields['error']}\n"
 
 
+@pytest.mark.parametrize("arguments", [["ask"], ["task", "show"], ["gateway"], ["ask", "--nonsense"]])
+def test_with_json_a_wrong_command_line_is_an_object_too(run: Run, arguments: list[str]) -> None:
+    code, out, err = run(*arguments, "--json")
+    fields = json.loads(out)
+    assert code == fields["exit_code"] == 2
+    assert fields["error"] in err and "Usage: " in err
+
+
+def test_an_interruption_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edge_fi.cli.task.load_task", interrupt)
+    code, out, err = run("task", "show", DIGITS, "--json")
+    assert code == json.loads(out)["exit_code"] == 130
+    assert err.strip() == "edge-fi: interrupted"
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    """A command of a shell, where `edge-fi` is this one."""
+    return subprocess.run(
+        ["bash", "-c", f'edge-fi() {{ "{sys.executable}" -m edge_fi "$@"; }}; set -o pipefail; {command}'],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [f"task show {DIGITS}", f"task show {DIGITS} --json", "--version", "task show --help"]
+)
+def test_output_that_cannot_be_written_is_one_sentence(arguments: str) -> None:
+    done = shell(f"edge-fi {arguments} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "edge-fi: input or output failed: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_with_nowhere_to_say_it_the_exit_code_is_right_all_the_same() -> None:
+    assert shell("edge-fi task show gone.toml --json > /dev/full 2> /dev/full").returncode == 3
+    assert shell("edge-fi task show gone.toml --json >&- 2>&-").returncode == 3
+    assert shell(f"edge-fi task show {DIGITS} >&-").returncode == 0
+
+
+def test_a_reader_that_has_gone_away_is_no_news() -> None:
+    done = shell(f"edge-fi task show {DIGITS} | true")
+    assert done.stderr == "" and done.returncode in (0, 1)
+
+
 def test_a_key_that_others_may_read_is_refused(run: Run, keys: Path, tmp_path: Path) -> None:
     (keys / "pi-01.key").chmod(0o644)
     code, _, err = run("device", "run", "--config", device_toml(tmp_path))
@@ -194,6 +257,10 @@ def test_a_model_that_does_not_fit_is_named(
         ("a.json", json.dumps([[-1] * 8] * 8), "values that uint8 cannot hold"),
         ("a.json", json.dumps([["a"] * 8] * 8), "holds <U1"),
         ("a.npy", "nothing", "neither .npy nor JSON"),
+        ("a.npy", "", "neither .npy nor JSON"),
+        ("a.npy", "PK\x03\x04 no archive", "neither .npy nor JSON"),
+        ("a.npy", "\x93NUMPY", "neither .npy nor JSON"),
+        ("a.json", "", "neither .npy nor JSON"),
         ("gone.npy", None, "No such file"),
     ],
 )
@@ -204,6 +271,13 @@ def test_an_input_that_is_no_query_is_named(
         (tmp_path / name).write_text(content)
     code, _, err = run("ask", "--config", client_toml(tmp_path), "--input", tmp_path / name)
     assert code == 3 and words in err and err.count("\n") == 1
+
+
+def test_an_archive_of_arrays_is_no_query(run: Run, keys: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", np.zeros((8, 8), np.uint8))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    code, _, err = run("ask", "--config", client_toml(tmp_path), "--input", tmp_path / "a.npy")
+    assert code == 3 and "neither .npy nor JSON" in err and err.count("\n") == 1
 
 
 def test_a_task_that_the_client_does_not_have_is_named(run: Run, keys: Path, tmp_path: Path) -> None:

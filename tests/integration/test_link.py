@@ -156,6 +156,19 @@ def test_a_second_client_of_the_same_id_takes_over(broker: Broker) -> None:
     broker.until(lambda: any(isinstance(event, Down) and event.was_up for event in first.events))
 
 
+def test_two_clients_of_one_id_do_not_fight_without_end(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_fi.adapters.mqtt.FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr("edge_fi.adapters.mqtt.LAST_DELAY_S", 0.4)
+    first, second = broker.link("same"), broker.link("same")
+    hint = "; does another process use this key?"
+    for link in (first, second):
+        told = lambda link=link: any(isinstance(e, Down) and hint in e.reason for e in link.events)  # noqa: E731
+        broker.until(told)
+        assert link._delay_s == 0.4
+
+
 def test_a_host_that_answers_nothing_is_given_up(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_fi.adapters.mqtt.HANDSHAKE_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as mute:

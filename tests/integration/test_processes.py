@@ -1,5 +1,6 @@
 """Everything as a user runs it: processes started from the command line, killed and started again."""
 
+import contextlib
 import json
 import os
 import re
@@ -229,18 +230,38 @@ def test_the_demo_gives_its_figures_and_leaves_nothing_behind(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edge-fi-demo.png", "figures.json"]
 
 
-def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
-    demo = subprocess.Popen(
-        [*EDGE_FI, "demo"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_an_ended_demo_leaves_no_process_and_no_key(tmp_path: Path, number: int) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "EDGE_FI_BROKER__PORT": "1"}
+    with (tmp_path / "said").open("wb") as said:
+        demo = subprocess.Popen([*EDGE_FI, "demo"], cwd=tmp_path, env=environment, stdout=said, stderr=said)
     with demo:
-        eventually(lambda: len(_descendants(demo.pid)) >= 6)
+        eventually(lambda: b" 5/5 " in (tmp_path / "said").read_bytes() or len(_descendants(demo.pid)) >= 7)
+        eventually(lambda: bool(list(tmp_path.glob("edge-fi-demo-*/pi-05.log"))) and not _keys(tmp_path))
         family = _descendants(demo.pid)
-        demo.kill()
+        demo.send_signal(number)
         demo.wait()
         eventually(
             lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists() and not _is_zombie(pid)]
         )
+    assert not _keys(tmp_path)
+    if number != signal.SIGKILL:
+        eventually(lambda: not list(tmp_path.glob("edge*fi-*")))
+
+
+def test_a_demo_whose_devices_die_ends_with_a_word(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [*EDGE_FI, "demo"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    with demo:
+        eventually(lambda: bool(list(tmp_path.glob("edge-fi-demo-*/pi-05.log"))))
+        devices = [pid for pid in _descendants(demo.pid) if b"pi-05.toml" in _command(pid)]
+        assert len(devices) == 1
+        os.kill(devices[0], signal.SIGKILL)
+        assert demo.stderr is not None
+        assert "device pi-05 ended" in demo.stderr.read()
+        assert demo.wait() == 6
 
 
 def test_the_readme_runs_as_printed(tmp_path: Path) -> None:
@@ -256,11 +277,13 @@ def test_the_readme_runs_as_printed(tmp_path: Path) -> None:
     (tmp_path / "configs" / "tasks").symlink_to(ROOT / "configs" / "tasks")
     for path in (ROOT / "configs").glob("*.toml"):
         (tmp_path / "configs" / path.name).write_text(path.read_text())
+    # The block activates `.venv`; nothing else may bring edge-fi onto the path.
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
     script = "set -e\n" + block[1] + "kill %1 %2\nwait || true\n"
     environment = {
-        **os.environ,
+        "HOME": str(tmp_path),
         "EDGE_FI_BROKER__PORT": str(port),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": "/usr/sbin:/usr/bin:/bin",
     }
     done = subprocess.run(
         ["bash", "-m", "-c", script], cwd=tmp_path, env=environment,
@@ -270,6 +293,17 @@ def test_the_readme_runs_as_printed(tmp_path: Path) -> None:
     printed = re.search(r"```\n(\d .*?)```", text, re.DOTALL)
     assert printed is not None
     assert _without_times(printed[1]) in _without_times(done.stdout)
+
+
+def _keys(folder: Path) -> list[Path]:
+    return list(folder.glob("edge-fi-demo-*/*.key"))
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _without_times(lines: str) -> str:
@@ -285,11 +319,8 @@ def _is_zombie(pid: int) -> bool:
 
 def _descendants(pid: int) -> set[int]:
     found: set[int] = set()
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    except OSError:
-        return found
-    for task in tasks:
-        for child in map(int, (task / "children").read_text().split()):
-            found |= {child} | _descendants(child)
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            for child in map(int, children.read_text().split()):
+                found |= {child} | _descendants(child)
     return found
