@@ -28,7 +28,7 @@ from edge_fi.messages import Array, Tensor
 
 LONGEST_WAIT_S = 60.0  # a bound for a clock that errs; link, machine and signals end a wait sooner
 BATCH_S = 1.0  # of inference in one turn, unless a single query takes longer
-WAITING_QUERIES = 64  # the window of a device (replay.py): what waits longer has mostly left it
+WAITING_QUERIES = 64  # that a slow model may be behind: each can hold 900 kB, and the newest are of most use
 
 Notice = Deliver | Joined | Noticed | Rejected | Up | Down
 """What a pump tells whoever watches it."""

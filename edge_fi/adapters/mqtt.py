@@ -30,7 +30,7 @@ LAST_DELAY_S = 4.0  # a broker that is back must be found within seconds
 CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_TIMEOUT_S = 10.0  # from the TCP connection to the last SUBACK
 STEADY_S = 5.0  # a link that was up for less has not earned a quick return; above LAST_DELAY_S
-SHORT_LIVED_LINKS = 3  # in a row; then the likely cause is said
+SHORT_LIVED_LINKS = 3  # without a steady one between; then the likely cause is said
 LEAVE_S = 1.0  # for the broker to read DISCONNECT
 KEEPALIVE_LOOKS = 4  # in each keep-alive; an idle device wakes for nothing else
 READ_AT_ONCE = 64  # packets taken in one go; also the largest batch of queries
@@ -273,8 +273,9 @@ class MqttLink:
         is_steady = self.is_up and now - self._up_at >= STEADY_S
         # Two processes of one id take the link from each other for ever: each must come back ever later.
         self._delay_s = FIRST_DELAY_S if is_steady else min(self._delay_s * 2, LAST_DELAY_S)
-        self._short_lived = self._short_lived + 1 if self.is_up and not is_steady else 0
-        if self._short_lived >= SHORT_LIVED_LINKS:
+        # A failed attempt between does not end the row: NATS refuses for a while who takes over too often.
+        self._short_lived = 0 if is_steady else self._short_lived + self.is_up
+        if self.is_up and self._short_lived >= SHORT_LIVED_LINKS:
             reason += "; does another process use this key?"
         self.events.append(Down(reason, self.is_up))
         self.is_up = False
