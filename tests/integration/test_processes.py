@@ -255,10 +255,8 @@ def test_a_demo_whose_devices_die_ends_with_a_word(tmp_path: Path) -> None:
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     with demo:
-        eventually(lambda: bool(list(tmp_path.glob("edge-fi-demo-*/pi-05.log"))))
-        devices = [pid for pid in _descendants(demo.pid) if b"pi-05.toml" in _command(pid)]
-        assert len(devices) == 1
-        os.kill(devices[0], signal.SIGKILL)
+        eventually(lambda: bool(_running(demo.pid, b"pi-05.toml")))
+        os.kill(_running(demo.pid, b"pi-05.toml")[0], signal.SIGKILL)
         assert demo.stderr is not None
         assert "device pi-05 ended" in demo.stderr.read()
         assert demo.wait() == 6
@@ -297,6 +295,11 @@ def test_the_readme_runs_as_printed(tmp_path: Path) -> None:
 
 def _keys(folder: Path) -> list[Path]:
     return list(folder.glob("edge-fi-demo-*/*.key"))
+
+
+def _running(parent: int, argument: bytes) -> list[int]:
+    """Processes below this one with this in an argument."""
+    return [pid for pid in _descendants(parent) if argument in _command(pid)]
 
 
 def _command(pid: int) -> bytes:
