@@ -8,7 +8,7 @@ QoS 1 is taken as a promise between broker and node, so such messages are never 
 from collections import Counter
 from collections.abc import Callable
 
-from edge_fi.effects import Deliver, Effect, Infer, Machine, Publish, Rejected, Ticket
+from edge_fi.effects import Deliver, Effect, Infer, InferringMachine, Machine, Publish, Rejected, Ticket
 from edge_fi.messages import Array, Outcome, Tensor
 from firmware_sim.clock import Clock
 from firmware_sim.link import PERFECT, Link
@@ -111,7 +111,7 @@ class Fleet:
     def _infer(self, node: Node, ticket: Ticket, tensor: Tensor) -> None:
         def finish() -> None:
             machine, model = node.machine, node.model
-            if model is not None and hasattr(machine, "inferred"):
+            if model is not None and isinstance(machine, InferringMachine):
                 effects = machine.inferred(ticket, model(tensor), now=self.clock.now)
                 self.perform(node, effects)
 

@@ -8,9 +8,9 @@ libsodium reads as many bytes as it expects, whatever it is given. A test holds 
 
 from nacl._sodium import ffi, lib
 
+from edge_fi.crypto.keys import KEY_BYTES
 from edge_fi.errors import SealError
 
-KEY_BYTES = 32
 TAG_BYTES = 16
 _NONCE_ZERO = bytes(12)
 _encrypt = lib.crypto_aead_chacha20poly1305_ietf_encrypt
