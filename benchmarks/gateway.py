@@ -30,9 +30,10 @@ from edge_fi.demo.members import heldout, task
 from edge_fi.device import Device, Labelling
 from edge_fi.effects import Infer, Publish
 from edge_fi.gateway import Gateway
-from edge_fi.messages import Array, Form, Tensor, Vote
+from edge_fi.messages import Array, Form, Member, Tensor, Vote
+from edge_fi.roster import Roster
 from edge_fi.round import Round, RoundPolicy
-from edge_fi.session import GatewayIdentity, Identity, Member
+from edge_fi.session import GatewayIdentity, Identity
 from edge_fi.wire import frames, votes
 from firmware_sim.fleet import Fleet
 
@@ -57,7 +58,7 @@ class Answers:
             for index, (name, pair) in enumerate(zip(names, pairs, strict=True), 1)
         ]
         policy = RoundPolicy(forms=frozenset({form}), timeout_s=60)
-        self.gateway = Gateway(gateway, roster, [task()], os.urandom, policy=policy)
+        self.gateway = Gateway(gateway, Roster(members=tuple(roster)), [task()], os.urandom, policy=policy)
         self.fleet = Fleet()
         self.fleet.add("gateway", self.gateway)
         self.devices: list[Device] = []
@@ -69,7 +70,6 @@ class Answers:
                 index=member.index,
                 static=pair,
                 gateway_static=gateway.static.public,
-                gateway_verify=gateway.signing.public,
             )
             labelling = Labelling(task=task(), model=bytes(8), classes=tuple(range(10)))
             self.devices.append(Device(identity, labelling, os.urandom))

@@ -33,6 +33,7 @@ from edge_fi.effects import Deliver, Effect, Machine
 from edge_fi.gateway import Gateway
 from edge_fi.messages import Outcome, Status
 from edge_fi.pump import Notice, Pump, monotonic_us
+from edge_fi.roster import Roster
 from edge_fi.round import RoundPolicy
 
 SIZES = (3, 10, 100)
@@ -135,22 +136,12 @@ def _set_up(stack: contextlib.ExitStack, folder: Path, port: int) -> dict[str, t
 
 
 def _sealed(stack: contextlib.ExitStack, folder: Path, port: int, size: int) -> tuple[Driver, Gateway]:
-    keyfile.make_gateway(folder, f"bench-{size}", os.urandom)
+    identity = keyfile.make_gateway(folder / "gateway.key", f"bench-{size}", os.urandom)
     names = [f"pi-{number:02}" for number in range(1, size + 1)]
-    for name in names:
-        keyfile.make_member(
-            folder,
-            "device",
-            name,
-            gateway=folder / "gateway.pub",
-            roster=folder / "roster",
-            index=None,
-            entropy=os.urandom,
-        )
-    identity = keyfile.read_gateway(folder / "gateway.key")
+    lines = keyfile.introduce(folder, [("device", name) for name in names], identity, os.urandom)
     policy = RoundPolicy(timeout_s=ROUND_S, reask_s=ROUND_S)
-    gateway = Gateway(identity, keyfile.read_roster(folder / "roster"), [task()], os.urandom, policy=policy)
-    driver = Driver(gateway, identity.mqtt_client_id, port)
+    gateway = Gateway(identity, Roster(members=tuple(lines)), [task()], os.urandom, policy=policy)
+    driver = Driver(gateway, identity.mqtt_client_id(gateway.boot), port)
     driver.wait(lambda: driver.link.is_up)
     half = len(names) // 2
     groups = [[name] for name in names] if size <= PROCESSES_UP_TO else [names[:half], names[half:]]

@@ -12,7 +12,7 @@ from string import Template
 
 from edge_fi.errors import TransportError
 
-PACKET_BYTES = 1_000_000  # a query with its features is some kB; more than this is a mistake or an attack
+PACKET_BYTES = 1_001_000  # the largest frame and its topic; more than this is a mistake or an attack
 QUEUED_MESSAGES = 10_000  # for one slow subscriber: a burst of the largest fleet, no memory hole
 QUEUED_BYTES = 16_000_000  # the same queue, counted in bytes: 1.6 kB a message
 INFLIGHT_MESSAGES = 1_000  # QoS 1 on the way to one subscriber; mosquitto's own 20 throttles

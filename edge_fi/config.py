@@ -58,7 +58,11 @@ class Broker(_Section):
     mqtt: Literal["3.1.1", "5"] = "3.1.1"
     """Protocol version. 3.1.1 does everything, and every broker speaks it."""
     keepalive_s: int = Field(default=30, ge=5, le=65535)
+    tls: bool = False
+    ca: str | None = None
+    """The certificate of who vouches for the broker; the system's own list of them if absent."""
     username: str | None = None
+    """By default one's id, with a password that follows from the keys."""
     password_file: str | None = None
     """A file whose first line is the password: so that it stands in no configuration."""
 
@@ -67,6 +71,8 @@ class Broker(_Section):
         # MQTT 3.1.1 section 3.1.2.9: without a user name there is no password.
         if self.password_file is not None and self.username is None:
             raise ValueError("password_file needs a username beside it")
+        if self.ca is not None and not self.tls:
+            raise ValueError("ca needs tls = true beside it")
         return self
 
 
@@ -112,7 +118,10 @@ class GatewayConfig(_Section):
     """configs/gateway.toml."""
 
     key: str
-    roster: str
+    state: str
+    """The file with the roster and everything else that survives the gateway."""
+    broker_files: str = "broker"
+    """The folder of `edge-fi broker config`, if there is one: kept in step with the roster."""
     tasks: list[str] = Field(min_length=1)
     broker: Broker = Broker()
     round: Round = Round()
@@ -136,7 +145,21 @@ class ClientConfig(_Section):
     broker: Broker = Broker()
 
 
-ROLES: tuple[type[_Section], ...] = (GatewayConfig, DeviceConfig, ClientConfig)
+class HelperConfig(_Section):
+    """What `edge-fi helper join` writes."""
+
+    key: str
+    broker: Broker = Broker()
+
+
+MEMBERS: dict[str, type[DeviceConfig | ClientConfig | HelperConfig]] = {
+    "device": DeviceConfig,
+    "client": ClientConfig,
+    "helper": HelperConfig,
+}
+"""Of each role that joins."""
+
+ROLES: tuple[type[_Section], ...] = (GatewayConfig, *MEMBERS.values())
 
 
 class TaskFile(_Section):

@@ -9,7 +9,9 @@ never raises for hostile input. What it does with a query, by the query's state 
     declined  the same bytes again -> nothing
 
 Other bytes under a known seq are a conflict (R4). Window, cache and pending inferences belong to the
-session and die with it (R5). Not here: the model, the clock, the link, the tensor's meaning.
+session and die with it (R5). A new epoch comes under the session; what was asked under the one before
+is answered for as long as such queries may be open. Not here: the model, the clock, the link, the
+tensor's meaning.
 """
 
 import math
@@ -28,7 +30,7 @@ from edge_fi.replay import WINDOW
 from edge_fi.session import Identity, Joiner, Session
 from edge_fi.wire import frames, payloads, presence, topics, votes
 from edge_fi.wire.frames import QueryFrame, Type
-from edge_fi.wire.payloads import Hello
+from edge_fi.wire.payloads import Hello, Ready
 
 CHECK_EVERY_US = 1_000_000  # verifying a signature of an epoch that is not held: once a second
 PRESENCE_EVERY_US = 1_000_000  # correcting a wrong retained presence: no faster than this
@@ -60,9 +62,18 @@ class _Asked:
     query_hash: bytes
     settle: bytes
     forms: frozenset[Form]
+    epoch: int
     expires_us: int
     state: str = "pending"
     answer: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An epoch that the device can read, and the gateway's signing key of that time."""
+
+    keys: seal.Epoch
+    verify: bytes
 
 
 class Device:
@@ -82,7 +93,12 @@ class Device:
         self._is_connected = False
         self._sessions = 0
         self._session: Session | None = None
-        self._epoch: seal.Epoch | None = None
+        self._epoch: _Held | None = None
+        self._former: _Held | None = None
+        """The epoch before, until `_former_until_us`."""
+        self._former_until_us = 0
+        self._rekey = b""
+        """The frame that began the current epoch, where that was no WELCOME."""
         self._floor = 0
         self._highest = 0
         self._asked: dict[int, _Asked] = {}
@@ -151,6 +167,8 @@ class Device:
                 return self._settled(payload)
             if kind is Type.WELCOME and topic == self._direct_topic:
                 return self._welcome(payload, now=now)
+            if kind is Type.REKEY and topic == self._direct_topic:
+                return self._rekeyed(payload, now=now)
             raise ProtocolError("direction")
         except ProtocolError as error:
             return [Rejected(reason=error.reason)]
@@ -158,14 +176,8 @@ class Device:
     def inferred(self, ticket: Ticket, scores: Array | None, *, now: int) -> list[Effect]:
         """The model's logits for a query, (model classes,), or None where it failed."""
         asked = self._asked.get(ticket.seq)
-        session, epoch = self._session, self._epoch
-        if (
-            session is None
-            or epoch is None
-            or asked is None
-            or ticket.session != self._sessions
-            or asked.state != "pending"
-        ):
+        session = self._session
+        if session is None or asked is None or ticket.session != self._sessions or asked.state != "pending":
             return [Rejected(reason="ticket", seq=ticket.seq)]
         if now > asked.expires_us:
             asked.state = "declined"
@@ -175,7 +187,7 @@ class Device:
         key = seal.answer_key(
             session.keys.answer,
             header,
-            epoch=epoch.number,
+            epoch=asked.epoch,
             query_hash=asked.query_hash,
             model=self.labelling.model,
         )
@@ -186,34 +198,41 @@ class Device:
 
     def _query(self, payload: bytes, *, now: int) -> list[Effect]:
         frame = frames.parse_query(payload)
-        session, epoch = self._session, self._epoch
-        if session is None or epoch is None or frame.epoch != epoch.number:
+        epoch = self._held(frame.epoch, now=now)
+        if epoch is None:
             return self._unknown_epoch(frame, now=now)
         if frame.seq < self._floor or frame.seq <= self._highest - WINDOW:
             raise ProtocolError("stale")
-        query_hash = epoch.query_hash(payload)
+        query_hash = epoch.keys.query_hash(payload)
         asked = self._asked.get(frame.seq)
         if asked is not None and asked.query_hash == query_hash:
             return [Publish(self._answer_topic, asked.answer)] if asked.state == "sealed" else []
-        plaintext = epoch.open_query(frame.sealed, seq=frame.seq, header=frame.header)
-        identity = self.identity
-        seal.verify_query(identity.gateway_verify, identity.federation, frame.signed, frame.signature)
+        plaintext = epoch.keys.open_query(frame.sealed, seq=frame.seq, header=frame.header)
+        seal.verify_query(epoch.verify, self.identity.federation, frame.signed, frame.signature)
         if asked is not None:
             raise ProtocolError("conflict")
         query = payloads.decode_query(plaintext)
         if query.task != self.labelling.task.number or not query.tensor.fits(self.labelling.task):
             raise ProtocolError("task")
         expires_us = now + query.deadline_ms * 1000
-        self._remember(frame.seq, _Asked(query_hash, query.settle, query.forms, expires_us))
+        self._remember(frame.seq, _Asked(query_hash, query.settle, query.forms, frame.epoch, expires_us))
         return [Infer(Ticket(self._sessions, frame.seq), query.tensor)]
+
+    def _held(self, number: int, *, now: int) -> _Held | None:
+        """The epoch of this number, if the device can read it."""
+        if self._epoch is not None and self._epoch.keys.number == number:
+            return self._epoch
+        former = self._former
+        if former is not None and former.keys.number == number and now <= self._former_until_us:
+            return former
+        return None
 
     def _unknown_epoch(self, frame: QueryFrame, *, now: int) -> list[Effect]:
         """The gateway may have begun a new epoch without us; a stranger may also say so."""
-        if now < self._next_check_us:
+        if self._epoch is None or now < self._next_check_us:
             raise ProtocolError("epoch")
         self._next_check_us = now + CHECK_EVERY_US
-        identity = self.identity
-        seal.verify_query(identity.gateway_verify, identity.federation, frame.signed, frame.signature)
+        seal.verify_query(self._epoch.verify, self.identity.federation, frame.signed, frame.signature)
         # Proven to be the gateway's, but perhaps of an epoch long past, and replayed.
         self._joiner.hint(now=now)
         return [Rejected(reason="epoch", seq=frame.seq)]
@@ -221,7 +240,7 @@ class Device:
     def _settled(self, payload: bytes) -> list[Effect]:
         epoch, seq, preimage = frames.parse_settled(payload)
         asked = self._asked.get(seq)
-        if self._epoch is None or epoch != self._epoch.number or asked is None:
+        if asked is None or epoch != asked.epoch:
             raise ProtocolError("unknown_query")
         seal.check_settled(asked.settle, preimage, epoch, seq, self.identity.federation)
         if asked.state == "pending":
@@ -234,10 +253,27 @@ class Device:
         session, welcome = self._joiner.finish(payload, now=now)
         self._session = session
         self._sessions += 1
-        self._epoch = seal.Epoch.from_key(welcome.epoch, welcome.epoch_key)
+        self._epoch = _Held(seal.Epoch.from_key(welcome.epoch, welcome.epoch_key), welcome.verify)
+        self._former, self._rekey = None, b""
         self._floor = self._highest = welcome.floor
         self._asked = {}
         return [Joined("gateway"), self._ready(session), self._presence()]
+
+    def _rekeyed(self, payload: bytes, *, now: int) -> list[Effect]:
+        """A new epoch, under the session that is."""
+        frame = frames.parse_session_frame(payload)
+        session = self._session
+        if session is None or (session.number, session.index) != (frame.session, frame.index):
+            raise ProtocolError("session")
+        if payload == self._rekey:
+            return [self._ready(session)]  # the gateway has not heard us
+        if self._rekey and frame.number < frames.parse_session_frame(self._rekey).number:
+            raise ProtocolError("stale")  # the one that it was sent before has overtaken it
+        rekey = payloads.decode_rekey(session.open(Type.REKEY, frame))
+        self._former, self._former_until_us = self._epoch, now + rekey.grace_ms * 1000
+        self._epoch = _Held(seal.Epoch.from_key(rekey.epoch, rekey.epoch_key), rekey.verify)
+        self._rekey = payload
+        return [self._ready(session)]
 
     def _gateway_state(self, payload: bytes, *, now: int) -> list[Effect]:
         """Advisory: it can hasten a HELLO, and nothing else."""
@@ -258,7 +294,9 @@ class Device:
         return [own]
 
     def _ready(self, session: Session) -> Publish:
-        frame = session.seal(Type.READY, payloads.encode_ready(self.labelling.forms))
+        assert self._epoch is not None  # it comes with the session
+        ready = Ready(self.labelling.forms, self._epoch.keys.number)
+        frame = session.seal(Type.READY, payloads.encode_ready(ready))
         return Publish(self._answer_topic, frame)
 
     def _presence(self) -> Publish:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from edge_fi.messages import Array, Form, Outcome, Tensor
+from edge_fi.messages import Array, Form, Member, Outcome, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,45 @@ class Noticed:
     state: str
 
 
-Effect = Publish | Infer | Deliver | Rejected | Joined | Noticed
+@dataclass(frozen=True, slots=True)
+class Restless:
+    """Session after session of this member in a minute: another device may hold a copy of its key."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Write this member into the roster and burn the invite, in one durable step.
+
+    Come back with `admitted`, or with `not_admitted` and the reason, and then nothing was written.
+    """
+
+    invite: int
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """The gateway's own word, from a run that knew more: write it down, then `update`.
+
+    So that a state restored from an old backup revokes again whom it had forgotten to have revoked.
+    """
+
+    version: int
+    highest: int
+    """The highest index ever given."""
+    revoked: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """The machine must not go on; why, in one sentence. The process ends."""
+
+    reason: str
+
+
+Effect = Publish | Infer | Deliver | Rejected | Joined | Noticed | Restless | Admit | Adopt | Halt
 
 
 class Machine(Protocol):

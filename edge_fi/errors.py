@@ -35,6 +35,24 @@ class TransportError(EdgeFiError):
     exit_code = 6
 
 
+class AlreadyRunningError(EdgeFiError):
+    """Another process runs as this gateway."""
+
+    exit_code = 8
+
+
+class JoinError(EdgeFiError):
+    """The gateway refuses an invite, or does not answer it."""
+
+    exit_code = 9
+
+
+class StateError(EdgeFiError):
+    """The gateway's state cannot be read or written, or what is asked of it does not fit the roster."""
+
+    exit_code = 11
+
+
 class ProtocolError(EdgeFiError):
     """A frame is not acceptable. `reason` is a fixed word, safe to count and to show."""
 

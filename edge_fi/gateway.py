@@ -3,131 +3,109 @@
 Pure: every input is a method that takes `now` in microseconds, every output a list of effects. It
 never raises for hostile input. A query is encoded, sealed and signed once; a re-ask is those bytes
 (R1). Epoch keys are random at each start and live in memory only (R2). Every query that `ask` takes
-is delivered an outcome: at once, when its round is complete, or at its deadline.
+is delivered an outcome: at once, when its round is complete, or at its deadline. What must survive
+it does not keep but hands out, as Admit and Adopt, and goes on when that is written.
 
 Not here: the roster's file, the clock, the link; who may ask locally.
 """
 
-import hashlib
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from edge_fi.admission import Admissions
+from edge_fi.asks import Asks, ClientAsk
+from edge_fi.claim import Claim
 from edge_fi.crypto import seal
 from edge_fi.crypto.aead import open_sealed
 from edge_fi.crypto.keys import Entropy
-from edge_fi.effects import Deliver, Effect, Joined, Noticed, Publish, Rejected
+from edge_fi.effects import Admit, Deliver, Effect, Halt, Joined, Noticed, Publish, Rejected, Restless
+from edge_fi.epoch import Asked, TaskEpoch
 from edge_fi.errors import DecodeError, ProtocolError
-from edge_fi.messages import Fate, Form, Outcome, Query, Status, Task, Tensor, Vote
+from edge_fi.messages import Fate, Form, Member, Outcome, Status, Task, Tensor, Vote
+from edge_fi.roster import Roster
 from edge_fi.round import Round, RoundPolicy
-from edge_fi.session import GatewayIdentity, Member, Peer, Session
+from edge_fi.session import GatewayIdentity, Peer, Session
 from edge_fi.voting.strategy import STRATEGIES, Strategy
 from edge_fi.wire import frames, payloads, presence, topics, votes
 from edge_fi.wire.frames import SessionFrame, Type
-from edge_fi.wire.payloads import Welcome
+from edge_fi.wire.payloads import Refusal, Rekey, Welcome
 
 MAX_NAME_BYTES = 255  # of a strategy's name, in an OUTCOME
-MAX_AHEAD = 512  # open queries of one task; half of what a device's window remembers
-CLOSED_KEPT = 256  # closed rounds kept per task, so that a late answer is counted as late
 MISSED_UNTIL_SILENT = 3  # rounds in a row without a sign; such a member is asked, but not awaited
 REJOIN_MS_PER_MEMBER = 5  # a handshake costs the gateway under a millisecond
 LEAST_REJOIN_WINDOW_MS = 100
-OUTCOMES_KEPT = 64  # of a client: a resent ASK gets the same OUTCOME frame. As many may be open at once
-WELCOME_AGAIN_US = (1_000_000, 4_000_000, 16_000_000)
-"""A WELCOME that no frame answers is resent after these waits: READY may have been lost."""
+AGAIN_US = (1_000_000, 4_000_000, 16_000_000)
+"""A WELCOME or REKEY that no frame answers is resent after these waits: READY may have been lost."""
 STATE_EVERY_US = 1_000_000  # correcting a wrong retained state: no faster than this
 CATCH_UP_EVERY_US = 1_000_000  # a member that says READY again and again is sent open queries no faster
 CATCH_UP_BYTES = 1_000_000  # of open queries sent to a member that is back; the oldest first
-MAX_SEQ = 0xFFFFFFFF
-_WELCOME_WAKE, _STATE_WAKE, _CATCH_UP_WAKE = 0, -1, -2  # in the place of a task's number
-
-
-@dataclass(frozen=True, slots=True)
-class ClientAsk:
-    """The reference of a query that came from a client."""
-
-    client: int
-    counter: int
-    digest: bytes
-    """Of the ASK frame: counters begin anew with each session, and a round can outlive one."""
-
-
-@dataclass(slots=True)
-class _Asked:
-    """One ASK frame of a client's session, and what answers it."""
-
-    digest: bytes
-    outcome: bytes = b""
-    """The OUTCOME frame; empty while the round is open."""
-
-
-@dataclass(slots=True)
-class _Open:
-    """A round, with what it takes to check its answers."""
-
-    round: Round
-    reference: object
-    frame: bytes
-    query_hash: bytes
-    forms: frozenset[Form]
-
-
-@dataclass(slots=True)
-class _Epoch:
-    """One task's epoch: its key, its open rounds, and the latest closed ones."""
-
-    task: Task
-    keys: seal.Epoch
-    key: bytes = field(repr=False)
-    next_seq: int = 1
-    open: dict[int, _Open] = field(default_factory=dict)
-    closed: dict[int, _Open] = field(default_factory=dict)
-
-    @property
-    def floor(self) -> int:
-        """Lowest seq still open."""
-        return next(iter(self.open), self.next_seq)  # they were opened in the order of their seq
+CLAIM_US = 1_000_000  # for another run of this gateway to answer a claim
+EPOCH_US = 82_800_000_000  # 23 h; then a new epoch begins. Not a day: sessions are renewed then, all alike
+# In the heap, in the place of a task's number:
+_AGAIN_WAKE, _STATE_WAKE, _CATCH_UP_WAKE, _CLAIM_WAKE, _EPOCH_WAKE = 0, -1, -2, -3, -4
 
 
 class Gateway:
-    """One federation's gateway. Give it to a pump, or to a simulator."""
+    """One federation's gateway. Give it to a pump, or to a simulator.
+
+    is_claiming: whether it serves only after no other run of it has answered for CLAIM_US.
+    """
 
     def __init__(
         self,
         identity: GatewayIdentity,
-        roster: Iterable[Member],
+        roster: Roster,
         tasks: Iterable[Task],
         entropy: Entropy,
         *,
         policy: RoundPolicy | None = None,
         strategies: Mapping[str, Strategy] = STRATEGIES,
+        is_claiming: bool = False,
     ) -> None:
-        members = list(roster)
-        if len({member.index for member in members} | {0}) <= len(members):
-            raise ValueError("the roster gives an index twice, or the index 0")
-        if len({(member.role, member.id) for member in members}) < len(members):
-            raise ValueError("the roster gives an id twice")
         if not all(name.isascii() and 1 <= len(name) <= MAX_NAME_BYTES for name in strategies):
             raise ValueError(f"a strategy's name must be 1 to {MAX_NAME_BYTES} ASCII characters")
         self.identity = identity
         self.policy = policy or RoundPolicy()
+        self.is_open = not is_claiming
+        """Whether it serves: it holds the claim, as far as it knows."""
         self._strategies = strategies
         self._entropy = entropy
         self._boot = int.from_bytes(entropy(4), "big")
-        self._settle_secret = entropy(32)
-        self._epochs = {task.number: self._new_epoch(task) for task in tasks}
-        self._peers = {member.index: Peer(member, identity) for member in members}
-        self._senders = {self._topic_from(peer): peer for peer in self._peers.values()}
-        self._names = {index: peer.member.id for index, peer in self._peers.items()}
-        self._asks: dict[int, dict[int, _Asked]] = {}
-        """Per client, by counter: the asks of its current session."""
-        self._welcomes: dict[int, tuple[int, int]] = {}
-        """Per member with a pending session: when its WELCOME is sent again, and how often it was."""
+        settle_secret = entropy(32)
+        self._epochs = {task.number: TaskEpoch(task, entropy, settle_secret) for task in tasks}
+        self._roster = roster
+        self._admissions = Admissions(identity, entropy)
+        self._admissions.update(roster)
+        self._claim = Claim(identity.static.private, entropy)
+        self._is_claiming = is_claiming
+        self._open_us: int | None = None
+        """When it serves, if no other run answers the claim that was made last."""
+        self._peers: dict[int, Peer] = {}
+        self._senders: dict[str, Peer] = {}
+        self._names: dict[int, str] = {}
+        """Also of former members: a round that asked one tells of it by name."""
+        for member in roster.members:
+            self._add(member)
+        self._asks = Asks()
+        self._again: dict[int, tuple[int, int]] = {}
+        """Per member with an unanswered frame: when it is sent again, and how often it was."""
         self._wakes: list[tuple[int, int, int]] = []
         """Heap of (time, task, seq) at which a round wants a look, or of (time, what else, whose)."""
-        self._gateway_topic = topics.gateway_state(identity.federation)
+        federation = identity.federation
+        self._state_topic = topics.gateway_state(federation)
+        self._roster_topic = topics.gateway_roster(federation)
+        self._claim_topic = topics.gateway_claim(federation)
+        self._join_topic = topics.join(federation)
         self._next_state_us = 0
         self._is_state_due = False
+        self._is_connected = False
+        self._has_begun = False
+
+    @property
+    def boot(self) -> int:
+        """Names this run, u32."""
+        return self._boot
 
     @property
     def subscriptions(self) -> list[str]:
@@ -137,18 +115,23 @@ class Gateway:
             topics.from_device(federation, "+"),
             topics.presence(federation, "+"),
             topics.from_client(federation, "+"),
-            self._gateway_topic,
+            self._join_topic,
+            self._state_topic,
+            self._roster_topic,
+            self._claim_topic,
         ]
 
     @property
     def will(self) -> Publish:
         """What the broker shall say when this gateway is gone."""
-        return Publish(self._gateway_topic, presence.LOST, qos=1, retain=True)
+        return Publish(self._state_topic, presence.LOST, qos=1, retain=True)
 
     @property
     def farewell(self) -> list[Effect]:
         """What to say before leaving on purpose; the Will is not sent then."""
-        return [Publish(self._gateway_topic, presence.DISCONNECTED, qos=1, retain=True)]
+        # A run that found another one must not say that the gateway is gone.
+        is_open = self.is_open
+        return [Publish(self._state_topic, presence.DISCONNECTED, qos=1, retain=True)] if is_open else []
 
     def online(self, task: int) -> tuple[str, ...]:
         """Ids of the devices that have a session for this task, in the order of the roster."""
@@ -160,15 +143,62 @@ class Gateway:
 
     def connected(self, *, now: int) -> list[Effect]:
         """The link is up and every subscription is in place."""
-        effects: list[Effect] = [self._state()]
-        for epoch in self._epochs.values():
-            for asked in epoch.open.values():
-                effects.append(self._broadcast(epoch.task, asked.frame))
-        return effects
+        self._is_connected = True
+        effects: list[Effect] = []
+        if not self._has_begun:
+            self._has_begun = True
+            for number in self._epochs:
+                heapq.heappush(self._wakes, (now + EPOCH_US, _EPOCH_WAKE, number))
+        if self._is_claiming:
+            effects.append(Publish(self._claim_topic, self._claim.begin()))
+            self._open_us = now + CLAIM_US
+            heapq.heappush(self._wakes, (self._open_us, _CLAIM_WAKE, 0))
+        return effects + (self._present() if self.is_open else [])
 
     def disconnected(self, *, now: int) -> list[Effect]:
         """The link is gone. Rounds go on: their deadlines are promises."""
+        self._is_connected = False
+        self._open_us = None  # nobody may have heard the claim
         return []
+
+    def update(self, roster: Roster, *, now: int, identity: GatewayIdentity | None = None) -> list[Effect]:
+        """The roster is this now; and the identity, where its signing key was changed.
+
+        Former members are gone at once, with their votes, and a new epoch begins for the others.
+        """
+        before, self._roster = self._roster, roster
+        self._admissions.update(roster)
+        if identity is not None:
+            self.identity = identity
+        present = {member.index: member for member in roster.members}
+        effects: list[Effect] = []
+        for index in [index for index, peer in self._peers.items() if present.get(index) != peer.member]:
+            effects += self._drop(self._peers[index], now=now)
+        for member in roster.members:
+            if member.index not in self._peers:
+                self._add(member)
+        is_asked_for = identity is not None or roster.rotations != before.rotations
+        lost = [member for member in before.members if present.get(member.index) != member]
+        for number in self._epochs:
+            has_lost = any(member.role == "device" and member.task in (0, number) for member in lost)
+            if is_asked_for or has_lost:
+                effects += self._rotate(number, now=now)
+        if roster.version != before.version and self.is_open and self._is_connected:
+            effects.append(self._roster_word())
+        return effects
+
+    def admitted(self, admit: Admit, roster: Roster, *, now: int) -> list[Effect]:
+        """The member is written down, and this is the roster with it."""
+        effects = self.update(roster, now=now)
+        tasks = [epoch.task for number, epoch in self._epochs.items() if admit.member.task in (0, number)]
+        frame = self._admissions.accept(admit, tasks)
+        return [*effects, self._to_joiner(admit.invite, frame)]
+
+    def not_admitted(self, admit: Admit, refusal: Refusal, *, now: int) -> list[Effect]:
+        """Nothing was written; the joiner is told why."""
+        frame = self._admissions.refuse(admit.invite, refusal)
+        rejected = Rejected(reason=refusal.name.lower(), peer=admit.member.id)
+        return [rejected, self._to_joiner(admit.invite, frame)]
 
     def ask(
         self,
@@ -198,49 +228,60 @@ class Gateway:
         cohort = self._cohort(task)
         if not cohort:
             return self._deliver(reference, Outcome(status=Status.NO_MEMBERS))
-        if epoch.next_seq - epoch.floor >= MAX_AHEAD or epoch.next_seq > MAX_SEQ:
+        if epoch.is_full:
             return self._deliver(reference, Outcome(status=Status.OVERLOADED))
-        seq, epoch.next_seq = epoch.next_seq, epoch.next_seq + 1
-        asked = self._open_round(epoch, seq, tensor, policy, cohort, reference, now=now)
-        epoch.open[seq] = asked
+        effects = self._rotate(task, now=now) if epoch.is_spent else []
+        awaited = [i for i in cohort if self._peers[i].missed < MISSED_UNTIL_SILENT]
+        its_round = Round(
+            seq=epoch.next_seq(),
+            policy=policy,
+            asked=cohort,
+            # With nobody left to wait for, waiting for all of them is the better guess.
+            awaited=awaited or cohort,
+            opened_us=now,
+            strategy=self._strategies[policy.strategy],
+        )
+        asked = epoch.ask(self.identity, its_round, tensor, reference)
         if policy.reask_s < policy.timeout_s:
-            heapq.heappush(self._wakes, (asked.round.reask_us, task, seq))
-        heapq.heappush(self._wakes, (asked.round.deadline_us, task, seq))
-        return [self._broadcast(epoch.task, asked.frame)]
+            heapq.heappush(self._wakes, (its_round.reask_us, task, its_round.seq))
+        heapq.heappush(self._wakes, (its_round.deadline_us, task, its_round.seq))
+        return [*effects, self._broadcast(epoch.task, asked.frame)]
 
     def tick(self, *, now: int) -> list[Effect]:
         """Time has come: re-ask silent devices, close rounds at their deadline."""
         effects: list[Effect] = []
         while self._wakes and self._wakes[0][0] <= now:
-            due_us, task, seq = heapq.heappop(self._wakes)
-            if task == _CATCH_UP_WAKE:
-                self._peers[seq].is_catching_up = False
-                effects += self._catch_up(self._peers[seq], now=now)
-                continue
-            if task == _STATE_WAKE:
+            due_us, task, whose = heapq.heappop(self._wakes)
+            if task > 0:
+                effects += self._look(self._epochs[task], whose, due_us, now=now)
+            elif task == _CATCH_UP_WAKE and whose in self._peers:
+                self._peers[whose].is_catching_up = False
+                effects += self._catch_up(self._peers[whose], now=now)
+            elif task == _STATE_WAKE:
                 self._is_state_due = False
                 effects += self._own_state(b"", now=now)
-                continue
-            if task == _WELCOME_WAKE:
-                effects += self._welcome_again(self._peers[seq], due_us, now=now)
-                continue
-            asked = self._epochs[task].open.get(seq)
-            if asked is None:
-                continue
-            if due_us >= asked.round.deadline_us:
-                effects += self._close(self._epochs[task], asked, now=now)
-            else:
-                effects += self._ask_again(asked, asked.round.silent())
+            elif task == _AGAIN_WAKE and whose in self._peers:
+                effects += self._send_again(self._peers[whose], due_us, now=now)
+            elif task == _EPOCH_WAKE:
+                heapq.heappush(self._wakes, (now + EPOCH_US, _EPOCH_WAKE, whose))
+                effects += self._rotate(whose, now=now)
+            elif task == _CLAIM_WAKE and due_us == self._open_us and not self.is_open:
+                self.is_open = True
+                effects += self._present()
         return effects
 
     def receive(self, topic: str, payload: bytes, *, now: int) -> list[Effect]:
         """A message came. Drops what is not acceptable, with its reason."""
-        if topic == self._gateway_topic:
-            return self._own_state(payload, now=now)
         peer = self._senders.get(topic)
-        if peer is None:
-            return [self._other(topic, payload)]
         try:
+            if topic == self._claim_topic:
+                return self._other_run(payload)
+            if topic == self._roster_topic:
+                return self._own_roster(payload)
+            if not self.is_open:
+                raise ProtocolError("closed")
+            if peer is None:
+                return self._other(topic, payload, now=now)
             kind = frames.parse_type(payload)
             if kind is Type.ANSWER and peer.member.role == "device":
                 return self._answer(peer, payload, now=now)
@@ -252,24 +293,36 @@ class Gateway:
                 return self._client_ask(peer, payload, now=now)
             raise ProtocolError("direction")
         except ProtocolError as error:
-            return [Rejected(reason=error.reason, peer=peer.member.id)]
+            return [Rejected(reason=error.reason, peer="" if peer is None else peer.member.id)]
 
-    def _other(self, topic: str, payload: bytes) -> Effect:
-        """What comes on no member's topic: a device's presence, or nothing of ours."""
-        try:
-            level, name = topics.parse_member(topic, self.identity.federation)
-        except ProtocolError as error:
-            return Rejected(reason=error.reason)
-        device = topics.from_device(self.identity.federation, name)
-        if level != "s" or device not in self._senders:
-            return Rejected(reason="stranger")
+    def _other(self, topic: str, payload: bytes, *, now: int) -> list[Effect]:
+        """What comes on no member's topic: our own word, a joiner's, a presence, or nothing of ours."""
+        if topic == self._state_topic:
+            return self._own_state(payload, now=now)
+        if topic == self._join_topic:
+            return self._join(payload, now=now)
+        level, name = topics.parse_member(topic, self.identity.federation)
+        if level == "s" and not payload:
+            return []  # a presence was removed, perhaps by us
+        if level != "s" or topics.from_device(self.identity.federation, name) not in self._senders:
+            raise ProtocolError("stranger")
         # Anybody may write there, and what is noticed is logged: the known words alone pass.
-        known = payload in presence.STATES
-        return Noticed(name, payload.decode()) if known else Rejected(reason="presence")
+        if payload not in presence.STATES:
+            raise ProtocolError("presence")
+        return [Noticed(name, payload.decode())]
+
+    def _present(self) -> list[Effect]:
+        """What to say on a link that is up: who we are, and every open query."""
+        effects: list[Effect] = [self._state()]
+        if self._roster.version:
+            effects.append(self._roster_word())
+        for epoch in self._epochs.values():
+            effects += [self._broadcast(epoch.task, asked.frame) for asked in epoch.open.values()]
+        return effects
 
     def _state(self) -> Publish:
         state = presence.build_gateway_state(self._boot)
-        return Publish(self._gateway_topic, state, qos=1, retain=True)
+        return Publish(self._state_topic, state, qos=1, retain=True)
 
     def _own_state(self, payload: bytes, *, now: int) -> list[Effect]:
         """The broker may hold an old Will, or somebody else's claim.
@@ -287,11 +340,108 @@ class Gateway:
         self._next_state_us = now + STATE_EVERY_US
         return [own]
 
+    def _roster_word(self) -> Publish:
+        word = self._claim.seal_roster(self._roster)
+        return Publish(self._roster_topic, word, qos=1, retain=True)
+
+    def _own_roster(self, payload: bytes) -> list[Effect]:
+        """What a run of ours said of the roster: news where ours was restored from a backup."""
+        if frames.parse_type(payload) is not Type.ROSTER:
+            raise ProtocolError("direction")
+        word = self._claim.open_roster(payload)
+        is_known = word.revoked <= self._roster.revoked and word.highest <= self._roster.highest
+        return [] if is_known else [word]
+
+    def _other_run(self, payload: bytes) -> list[Effect]:
+        """Another process claims to be this gateway, or says that it is."""
+        kind = frames.parse_type(payload)
+        if kind is Type.CLAIM:
+            answer = self._claim.answer(payload, is_open=self.is_open)
+            return [Publish(self._claim_topic, answer)] if answer else []
+        if kind is not Type.HELD:
+            raise ProtocolError("direction")
+        if not self._claim.is_lost(payload):
+            return []
+        self.is_open, self._open_us = False, None
+        return [
+            Halt(
+                "another process runs as this gateway, perhaps on another machine: stop it first; "
+                "two gateways need two federations"
+            )
+        ]
+
+    def _join(self, payload: bytes, *, now: int) -> list[Effect]:
+        if frames.parse_type(payload) is not Type.JOIN:
+            raise ProtocolError("direction")
+        verdict = self._admissions.receive(payload, now=now)
+        return [verdict] if isinstance(verdict, Admit) else [self._to_joiner(*verdict)]
+
+    def _to_joiner(self, invite: int, frame: bytes) -> Publish:
+        return Publish(topics.joined(self.identity.federation, invite), frame)
+
+    def _add(self, member: Member) -> None:
+        self._names[member.index] = member.id
+        if member.role == "helper":
+            return  # in the roster and with keys, but without a session in this version
+        peer = self._peers[member.index] = Peer(member, self.identity)
+        self._senders[self._topic_from(peer)] = peer
+
+    def _drop(self, peer: Peer, *, now: int) -> list[Effect]:
+        """A member is one no longer: its sessions, its questions and its votes in open rounds go."""
+        index = peer.member.index
+        del self._peers[index], self._senders[self._topic_from(peer)]
+        self._asks.forget(index)
+        self._again.pop(index, None)
+        if peer.member.role != "device":
+            return []
+        topic = topics.presence(self.identity.federation, peer.member.id)
+        effects: list[Effect] = [Publish(topic, b"", qos=1, retain=True)]
+        for epoch in self._epochs.values():
+            for asked in list(epoch.open.values()):
+                asked.round.revoke(index)
+                if asked.round.is_complete:
+                    effects += self._close(epoch, asked, now=now)
+        return effects
+
+    def _rotate(self, task: int, *, now: int) -> list[Effect]:
+        """A new epoch, and its key to each device that holds a session: under that, one by one."""
+        self._epochs[task].rotate(self._entropy)
+        return self._rekey(self._epochs[task], self._cohort(task), now=now)
+
+    def _rekey(self, epoch: TaskEpoch, indices: Iterable[int], *, now: int) -> list[Effect]:
+        """The epoch's key to each of these, under its session."""
+        open_until_us = max((asked.round.deadline_us for asked in epoch.open.values()), default=now)
+        rekey = payloads.encode_rekey(
+            Rekey(
+                epoch=epoch.number,
+                grace_ms=max(0, open_until_us - now + 999) // 1000,
+                epoch_key=epoch.key,
+                verify=self.identity.signing.public,
+            )
+        )
+        effects: list[Effect] = []
+        for index in indices:
+            peer = self._peers[index]
+            assert peer.current is not None
+            peer.rekey = peer.current.seal(Type.REKEY, rekey)
+            peer.current.epochs.add(epoch.number)
+            self._send_later(index, 0, now=now)
+            effects.append(Publish(self._topic_to(peer), peer.rekey))
+        return effects
+
+    def _look(self, epoch: TaskEpoch, seq: int, due_us: int, *, now: int) -> list[Effect]:
+        asked = epoch.open.get(seq)
+        if asked is None:
+            return []
+        if due_us >= asked.round.deadline_us:
+            return self._close(epoch, asked, now=now)
+        return self._ask_again(asked, asked.round.silent())
+
     def _answer(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
         frame = self._session_frame(peer, payload)
         session = peer.find(frame.session)
         epoch = self._epochs[session.task]
-        asked = epoch.open.get(frame.number) or epoch.closed.get(frame.number)
+        asked = epoch.find(frame.number)
         if asked is None:
             raise ProtocolError("unknown_query")
         form = Form(frame.form)
@@ -300,12 +450,12 @@ class Gateway:
         key = seal.answer_key(
             session.keys.answer,
             frame.header,
-            epoch=epoch.keys.number,
+            epoch=asked.epoch,
             query_hash=asked.query_hash,
             model=session.model,
         )
         code = open_sealed(frame.sealed, key=key, nonce=0, header=frame.header)
-        effects = self._promote(peer, session)
+        effects = self._promote(peer, session, now=now)
         try:
             vote = self._read_vote(epoch.task, peer.member, form, code)
             fate = asked.round.add(peer.member.index, vote)
@@ -345,40 +495,53 @@ class Gateway:
             return [Publish(self._topic_to(peer), session.welcome)]
         hello = payloads.decode_hello(body)
         epoch = self._epochs.get(hello.task)
-        if epoch is None or epoch.task.digest() != hello.task_digest:
-            # Authentic, and still of no use: its task file and ours differ.
+        if epoch is None or epoch.task.digest() != hello.task_digest or member.task not in (0, hello.task):
+            # Authentic, and still of no use: its task file and ours differ, or it was invited for another.
             raise ProtocolError("task_mismatch")
-        welcome = replace(welcome, epoch=epoch.keys.number, floor=epoch.floor, epoch_key=epoch.key)
+        welcome = replace(
+            welcome,
+            epoch=epoch.number,
+            floor=epoch.floor,
+            epoch_key=epoch.key,
+            verify=self.identity.signing.public,
+        )
         session = peer.welcome(payload, handshake, welcome, task=hello.task, model=hello.model)
-        self._welcome_later(member.index, 0, now=now)
+        self._send_later(member.index, 0, now=now)
         return [Publish(self._topic_to(peer), session.welcome)]
 
-    def _welcome_later(self, index: int, sent: int, *, now: int) -> None:
-        """One series of resends a member, however many HELLOs come; of two wakes the sooner counts."""
-        due_us = now + WELCOME_AGAIN_US[sent]
-        waiting_us, _ = self._welcomes.get(index, (due_us + 1, 0))
+    def _send_later(self, index: int, sent: int, *, now: int) -> None:
+        """One series of resends a member, whatever it has not answered; of two wakes the sooner counts."""
+        due_us = now + AGAIN_US[sent]
+        waiting_us, _ = self._again.get(index, (due_us + 1, 0))
         if due_us < waiting_us:
-            heapq.heappush(self._wakes, (due_us, _WELCOME_WAKE, index))
-        self._welcomes[index] = min(due_us, waiting_us), sent
+            heapq.heappush(self._wakes, (due_us, _AGAIN_WAKE, index))
+        self._again[index] = min(due_us, waiting_us), sent
 
-    def _welcome_again(self, peer: Peer, due_us: int, *, now: int) -> list[Effect]:
-        index, latest = peer.member.index, peer.latest_pending
-        waiting_us, sent = self._welcomes.get(index, (0, 0))
+    def _send_again(self, peer: Peer, due_us: int, *, now: int) -> list[Effect]:
+        index, frame = peer.member.index, peer.unanswered
+        waiting_us, sent = self._again.get(index, (0, 0))
         if waiting_us != due_us:
             return []  # a sooner wake took its place
-        del self._welcomes[index]
-        if latest is None:
+        del self._again[index]
+        if not frame:
             return []
-        if sent + 1 < len(WELCOME_AGAIN_US):
-            self._welcome_later(index, sent + 1, now=now)
-        return [Publish(self._topic_to(peer), latest.welcome)]
+        if sent + 1 < len(AGAIN_US):
+            self._send_later(index, sent + 1, now=now)
+        return [Publish(self._topic_to(peer), frame)]
 
     def _ready(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
         frame = self._session_frame(peer, payload)
         session = peer.find(frame.session)
-        forms = payloads.decode_ready(session.open(Type.READY, frame))
+        ready = payloads.decode_ready(session.open(Type.READY, frame))
         peer.missed = 0
-        return [*self._promote(peer, session, forms=forms), *self._catch_up(peer, now=now)]
+        is_current = session is peer.current
+        effects = self._promote(peer, session, forms=ready.forms, now=now)
+        if ready.epoch == self._epochs[session.task].number:
+            peer.rekey = b""
+        elif peer.rekey and is_current:
+            # It was away when the epoch changed. What it missed opens only under the new key.
+            effects.append(Publish(self._topic_to(peer), peer.rekey))
+        return [*effects, *self._catch_up(peer, now=now)]
 
     def _catch_up(self, peer: Peer, *, now: int) -> list[Effect]:
         """Open queries that the device was asked and may have missed: it was away."""
@@ -390,11 +553,13 @@ class Gateway:
             peer.is_catching_up = True
             heapq.heappush(self._wakes, (wait_until_us, _CATCH_UP_WAKE, index))
             return []
-        left, effects = CATCH_UP_BYTES, []
+        left = CATCH_UP_BYTES
+        effects: list[Effect] = []
         for asked in self._epochs[session.task].open.values():
-            if asked.round.fates.get(index) is Fate.ASKED and len(asked.frame) <= left:
+            is_due = asked.round.fates.get(index) is Fate.ASKED and asked.epoch in session.epochs
+            if is_due and len(asked.frame) <= left:
                 left -= len(asked.frame)
-                effects += self._ask_again(asked, [index])
+                effects.append(Publish(self._topic_to(peer), asked.frame))
         if effects:
             peer.caught_up_us = now
         return effects
@@ -402,22 +567,14 @@ class Gateway:
     def _client_ask(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
         frame = self._session_frame(peer, payload)
         session = peer.find(frame.session)
-        index, counter = peer.member.index, frame.number
-        digest = hashlib.blake2b(payload, digest_size=16).digest()
-        known = self._asks.get(index, {}).get(counter)
-        if known is not None and known.digest == digest:
+        reference = ClientAsk.of(peer.member.index, frame.number, payload)
+        outcome = self._asks.outcome(reference)
+        if outcome is not None:
             # The very bytes that opened before: its outcome was lost or is still awaited.
-            return [Publish(self._topic_to(peer), known.outcome)] if known.outcome else []
+            return [Publish(self._topic_to(peer), outcome)] if outcome else []
         body = session.open(Type.ASK, frame)
-        effects = self._promote(peer, session)
-        asks = self._asks.setdefault(index, {})
-        answered = [number for number, asked in asks.items() if asked.outcome]
-        is_too_much = len(asks) - len(answered) >= OUTCOMES_KEPT
-        asks[counter] = _Asked(digest)
-        if answered and len(asks) > OUTCOMES_KEPT:
-            del asks[answered[0]]
-        reference = ClientAsk(index, counter, digest)
-        if is_too_much:
+        effects = self._promote(peer, session, now=now)
+        if not self._asks.remember(reference):
             return effects + self._deliver(reference, Outcome(status=Status.OVERLOADED))
         try:
             ask = payloads.decode_ask(body)
@@ -436,85 +593,54 @@ class Gateway:
             raise ProtocolError("index")
         return frame
 
-    def _promote(self, peer: Peer, session: Session, *, forms: frozenset[Form] = frozenset()) -> list[Effect]:
+    def _promote(
+        self, peer: Peer, session: Session, *, now: int, forms: frozenset[Form] = frozenset()
+    ) -> list[Effect]:
         if not peer.promote(session):
             return []
         # Counters begin anew with a session: what is kept of the old one's asks names nothing now.
-        self._asks.pop(peer.member.index, None)
-        return [Joined(peer.member.id, forms)]
+        self._asks.forget(peer.member.index)
+        effects: list[Effect] = [Joined(peer.member.id, forms)]
+        if peer.is_restless(now=now):
+            effects.append(Restless(peer.member.id))
+        epoch = self._epochs.get(session.task)
+        if epoch is not None and epoch.number not in session.epochs:
+            # It changed between WELCOME and now.
+            effects += self._rekey(epoch, [peer.member.index], now=now)
+        return effects
 
-    def _open_round(
-        self,
-        epoch: _Epoch,
-        seq: int,
-        tensor: Tensor,
-        policy: RoundPolicy,
-        cohort: list[int],
-        reference: object,
-        *,
-        now: int,
-    ) -> _Open:
-        identity, keys = self.identity, epoch.keys
-        preimage = seal.settle_preimage(self._settle_secret, keys.number, seq)
-        query = Query(
-            task=epoch.task.number,
-            forms=policy.forms,
-            deadline_ms=round(policy.timeout_s * 1000),
-            settle=seal.settle_digest(preimage, keys.number, seq, identity.federation),
-            tensor=tensor,
-        )
-        header = frames.build_query_header(keys.number, seq)
-        signed = header + keys.seal_query(payloads.encode_query(query), seq=seq, header=header)
-        frame = signed + seal.sign_query(identity.signing, identity.federation, signed)
-        awaited = [i for i in cohort if self._peers[i].missed < MISSED_UNTIL_SILENT]
-        its_round = Round(
-            seq=seq,
-            policy=policy,
-            asked=cohort,
-            # With nobody left to wait for, waiting for all of them is the better guess.
-            awaited=awaited or cohort,
-            opened_us=now,
-            strategy=self._strategies[policy.strategy],
-        )
-        return _Open(its_round, reference, frame, keys.query_hash(frame), policy.forms)
+    def _ask_again(self, asked: Asked, indices: Iterable[int]) -> list[Effect]:
+        """The very same bytes, to each alone (R1); before them the epoch's key, where it seems to lack."""
+        effects: list[Effect] = []
+        for peer in (self._peers[index] for index in indices):
+            assert peer.current is not None
+            if asked.epoch not in peer.current.epochs:
+                continue  # its session is newer than the query's epoch: it could not read it
+            frames_due = [peer.rekey, asked.frame] if peer.rekey else [asked.frame]
+            effects += [Publish(self._topic_to(peer), frame) for frame in frames_due]
+        return effects
 
-    def _ask_again(self, asked: _Open, indices: Iterable[int]) -> list[Effect]:
-        """The very same bytes, to each alone (R1)."""
-        return [Publish(self._topic_to(self._peers[index]), asked.frame) for index in indices]
-
-    def _close(self, epoch: _Epoch, asked: _Open, *, now: int) -> list[Effect]:
+    def _close(self, epoch: TaskEpoch, asked: Asked, *, now: int) -> list[Effect]:
         its_round = asked.round
         outcome = its_round.close(self._names, now=now)
-        del epoch.open[its_round.seq]
-        epoch.closed[its_round.seq] = asked
-        # What is kept serves to tell late answers, and must stay small: the votes are the outcome's now.
-        asked.frame = b""
-        its_round.votes.clear()
-        if len(epoch.closed) > CLOSED_KEPT:
-            del epoch.closed[next(iter(epoch.closed))]
-        fates = its_round.fates
-        for index in fates:
-            if fates[index] is Fate.MISSING:
+        epoch.close(asked)
+        for index, fate in its_round.fates.items():
+            if fate is Fate.MISSING:
                 self._peers[index].missed += 1
         effects = self._deliver(asked.reference, outcome)
-        if Fate.SILENCED in fates.values():
-            number = epoch.keys.number
-            preimage = seal.settle_preimage(self._settle_secret, number, its_round.seq)
-            settled = frames.build_settled(number, its_round.seq, preimage)
-            effects.append(self._broadcast(epoch.task, settled))
+        if Fate.SILENCED in its_round.fates.values():
+            effects.append(self._broadcast(epoch.task, epoch.settled(asked)))
         return effects
 
     def _deliver(self, reference: object, outcome: Outcome) -> list[Effect]:
         effects: list[Effect] = [Deliver(reference, outcome)]
-        if not isinstance(reference, ClientAsk):
-            return effects
+        if not isinstance(reference, ClientAsk) or self._asks.outcome(reference) is None:
+            return effects  # nobody else's, or of a client whose session is another since, or that is gone
         peer = self._peers[reference.client]
-        asked = self._asks.get(reference.client, {}).get(reference.counter)
-        if peer.current is None or asked is None or asked.digest != reference.digest:
-            return effects  # the client began a new session since
+        assert peer.current is not None
         payload = payloads.encode_outcome(reference.counter, outcome)
         frame = peer.current.seal(Type.OUTCOME, payload)
-        asked.outcome = frame
+        self._asks.answer(reference, frame)
         return [*effects, Publish(self._topic_to(peer), frame)]
 
     def _cohort(self, task: int) -> list[int]:
@@ -538,8 +664,3 @@ class Gateway:
     @property
     def _rejoin_window_ms(self) -> int:
         return min(max(len(self._peers) * REJOIN_MS_PER_MEMBER, LEAST_REJOIN_WINDOW_MS), 0xFFFF)
-
-    def _new_epoch(self, task: Task) -> _Epoch:
-        key = self._entropy(32)
-        number = int.from_bytes(self._entropy(4), "big")
-        return _Epoch(task, seal.Epoch.from_key(number, key), key)

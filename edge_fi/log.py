@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from edge_fi.adapters.mqtt import Down, Up
-from edge_fi.effects import Deliver, Joined, Noticed, Rejected
+from edge_fi.effects import Admit, Adopt, Deliver, Joined, Noticed, Rejected, Restless
 from edge_fi.messages import Fate, Status
 from edge_fi.pump import Notice
 
@@ -77,6 +77,16 @@ class Log:
                 self.event("joined", peer=peer, forms=[form.title for form in sorted(forms)])
             case Noticed(peer=peer, state=state):
                 self._notice(peer, state)
+            case Admit(invite=invite, member=member):
+                self.event("admitted", peer=member.id, role=member.role, invite=invite)
+            case Adopt(version=version, revoked=revoked):
+                self.event("roster_recovered", version=version, revoked=len(revoked))
+            case Restless(peer=peer):
+                self.event(
+                    "restless",
+                    peer=peer,
+                    hint="session after session: does another device hold a copy of its key?",
+                )
             case Rejected(reason=reason, peer=peer):
                 self._count(reason, peer)
             case Deliver(outcome=outcome):

@@ -21,6 +21,9 @@ MAX_TENSOR_BYTES = 900_000  # leaves room for the frame: NATS drops the connecti
 MAX_LABEL_BYTES = 255  # of one label's UTF-8
 MAX_DEADLINE_MS = 86_400_000  # a day
 
+ROLES = ("device", "client", "helper")
+MAX_INDEX = 0xFFFF  # of a member: one series for all roles, no number of it ever given twice
+
 _NAME = re.compile(r"[a-z0-9-]{1,32}")
 
 DTYPES = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1}
@@ -54,7 +57,7 @@ class Task:
     """What a federation agrees on: a label space and the shape of a query."""
 
     name: str
-    """For people and files; it never travels."""
+    """For people and files; it travels in ACCEPT, and is no part of what members must agree on."""
     number: int
     """1 to 255, the task's topic; never reused within a federation."""
     labels: tuple[str, ...]
@@ -97,8 +100,8 @@ class Task:
         """Number of labels."""
         return len(self.labels)
 
-    def digest(self) -> bytes:
-        """8 bytes that differ when anything differs that changes what a vote means."""
+    def definition(self) -> bytes:
+        """Everything that changes what a vote means, in the order of docs/protocol.md."""
         parts = [
             bytes([self.number, tuple(DTYPES).index(self.dtype), len(self.shape)]),
             *(size.to_bytes(4, "big") for size in self.shape),
@@ -106,7 +109,25 @@ class Task:
             self.classes.to_bytes(2, "big"),
             *(bytes([len(label.encode())]) + label.encode() for label in self.labels),
         ]
-        return hashlib.blake2b(b"".join(parts), digest_size=8, person=b"fi1 task").digest()
+        return b"".join(parts)
+
+    def digest(self) -> bytes:
+        """8 bytes that differ when the definition does."""
+        return hashlib.blake2b(self.definition(), digest_size=8, person=b"fi1 task").digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One line of the roster: a member as the gateway knows it."""
+
+    id: str
+    index: int
+    role: str
+    """One of ROLES."""
+    public: bytes
+    """32 bytes, X25519."""
+    task: int = 0
+    """The one task that a device may join; 0 for any of the federation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +184,8 @@ class Fate(IntEnum):
     SILENCED = 3
     MISSING = 4
     LATE = 5
+    REVOKED = 6
+    """The member was taken from the roster while the round was open; its vote does not count."""
 
 
 class Status(IntEnum):

@@ -10,12 +10,15 @@ and while it runs, TCP is the inbox. A bug in a machine ends the process.
 import select
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edge_fi.adapters.mqtt import READ_AT_ONCE, Down, MqttLink, Received, Up
 from edge_fi.effects import (
+    Admit,
+    Adopt,
     Deliver,
     Effect,
+    Halt,
     Infer,
     InferringMachine,
     Joined,
@@ -23,15 +26,19 @@ from edge_fi.effects import (
     Noticed,
     Publish,
     Rejected,
+    Restless,
 )
+from edge_fi.errors import AlreadyRunningError
 from edge_fi.messages import Array, Tensor
+from edge_fi.roster import NotAdmittedError, Roster
+from edge_fi.wire.payloads import Refusal
 
 LONGEST_WAIT_S = 60.0  # a bound for a clock that errs; link, machine and signals end a wait sooner
 BATCH_S = 1.0  # of inference in one turn, unless a single query takes longer
 WAITING_QUERIES = 64  # that a slow model may be behind: each can hold 900 kB, and the newest are of most use
 
-Notice = Deliver | Joined | Noticed | Rejected | Up | Down
-"""What a pump tells whoever watches it."""
+Notice = Deliver | Joined | Noticed | Rejected | Restless | Admit | Adopt | Up | Down
+"""What a pump tells whoever watches it. An Admit is told when it is written down."""
 
 
 class Infers(Protocol):
@@ -41,13 +48,37 @@ class Infers(Protocol):
         """Logits of each tensor, or None where the model failed on it."""
 
 
+class Keeper(Protocol):
+    """What survives a gateway, as the pump needs it. Durable when a method returns."""
+
+    def admit(self, admit: Admit) -> Roster:
+        """The roster with the new member. Raises NotAdmittedError, and then nothing was written."""
+
+    def adopt(self, adopt: Adopt) -> Roster:
+        """The roster after the word of a former run."""
+
+
+@runtime_checkable
+class AdmittingMachine(Protocol):
+    """What a pump drives that has a roster."""
+
+    def update(self, roster: Roster, *, now: int) -> list[Effect]:
+        """The roster is this now."""
+
+    def admitted(self, admit: Admit, roster: Roster, *, now: int) -> list[Effect]:
+        """The member is written down, and this is the roster with it."""
+
+    def not_admitted(self, admit: Admit, refusal: Refusal, *, now: int) -> list[Effect]:
+        """Nothing was written."""
+
+
 def monotonic_us() -> int:
     """The clock of the machines in production."""
     return time.monotonic_ns() // 1000
 
 
 class Pump:
-    """A machine, its link, and for a device its model."""
+    """A machine, its link, for a device its model, and for a gateway what survives it."""
 
     def __init__(
         self,
@@ -55,12 +86,15 @@ class Pump:
         link: MqttLink,
         *,
         model: Infers | None = None,
+        keeper: Keeper | None = None,
         watch: Callable[[Notice], None],
     ) -> None:
         self._machine = machine
         self._link = link
         self._model = model
         self._inferring = machine if isinstance(machine, InferringMachine) else None
+        self._keeper = keeper
+        self._admitting = machine if isinstance(machine, AdmittingMachine) else None
         self._watch = watch
         self._pending: list[Infer] = []
         self._batch_size = 1  # until the model's pace is known
@@ -128,8 +162,34 @@ class Pump:
                     self._link.publish(effect)
                 case Infer():
                     self._pending.append(effect)
+                case Admit():
+                    self._admit(effect)
+                case Adopt():
+                    self._adopt(effect)
+                case Halt(reason=reason):
+                    raise AlreadyRunningError(reason)
                 case _:
                     self._watch(effect)
+
+    def _admit(self, admit: Admit) -> None:
+        machine = self._admitting
+        if self._keeper is None or machine is None:
+            return
+        try:
+            roster = self._keeper.admit(admit)
+        except NotAdmittedError as error:
+            self.perform(machine.not_admitted(admit, error.refusal, now=monotonic_us()))
+            return
+        self._watch(admit)
+        self.perform(machine.admitted(admit, roster, now=monotonic_us()))
+
+    def _adopt(self, adopt: Adopt) -> None:
+        machine = self._admitting
+        if self._keeper is None or machine is None:
+            return
+        roster = self._keeper.adopt(adopt)
+        self._watch(adopt)
+        self.perform(machine.update(roster, now=monotonic_us()))
 
     def _infer(self) -> None:
         if not self._pending or self._model is None or self._inferring is None:

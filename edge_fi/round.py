@@ -7,10 +7,12 @@ The rules, all of them:
     ASKED    --settle-->   SILENCED     enough votes came; the others were told to stop
     ASKED    --expire-->   MISSING      the deadline passed
     MISSING  --vote | abstain-->  LATE  and so from SILENCED
+    ASKED, COUNTED, DECLINED  --revoke-->  REVOKED  while the round is open
     anything else is refused as "duplicate", and changes nothing
 
 A round is open until `close`. It is complete when nobody awaited is still ASKED, or when stop_after
-votes are counted. A vote counts once and is never taken back. Pure: no clock, no I/O, no keys.
+votes are counted. A vote counts once, and is taken back only with the member that gave it. Pure: no
+clock, no I/O, no keys.
 """
 
 from collections.abc import Iterable
@@ -21,7 +23,7 @@ from edge_fi.errors import ProtocolError
 from edge_fi.messages import Fate, Form, Outcome, Status, Vote
 from edge_fi.voting.strategy import STRATEGIES, Strategy, stack
 
-Event = Literal["vote", "abstain", "settle", "expire"]
+Event = Literal["vote", "abstain", "settle", "expire", "revoke"]
 
 TRANSITIONS: dict[tuple[Fate, Event], Fate] = {
     (Fate.ASKED, "vote"): Fate.COUNTED,
@@ -32,6 +34,9 @@ TRANSITIONS: dict[tuple[Fate, Event], Fate] = {
     (Fate.MISSING, "abstain"): Fate.LATE,
     (Fate.SILENCED, "vote"): Fate.LATE,
     (Fate.SILENCED, "abstain"): Fate.LATE,
+    (Fate.ASKED, "revoke"): Fate.REVOKED,
+    (Fate.COUNTED, "revoke"): Fate.REVOKED,
+    (Fate.DECLINED, "revoke"): Fate.REVOKED,
 }
 
 
@@ -121,6 +126,14 @@ class Round:
         if vote is not None and fate is Fate.COUNTED:
             self.votes[index] = vote
         return fate
+
+    def revoke(self, index: int) -> None:
+        """A member is one no longer: what it said does not count. Only while the round is open."""
+        fate = TRANSITIONS.get((self.fates[index], "revoke")) if index in self.fates else None
+        if fate is not None:
+            self.fates[index] = fate
+            self._awaited.discard(index)
+            self.votes.pop(index, None)
 
     def close(self, names: dict[int, str], *, now: int) -> Outcome:
         """End the round: settled if it is complete, expired if not. names: index to id."""

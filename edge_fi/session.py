@@ -12,8 +12,16 @@ from dataclasses import dataclass, field
 from edge_fi.crypto.aead import open_sealed, seal
 from edge_fi.crypto.keys import Entropy, KeyPair, SigningKey, derive, dh
 from edge_fi.crypto.noise import HandshakeKK
-from edge_fi.crypto.seal import SessionKeys, check_hello_mac, hello_mac, prologue
+from edge_fi.crypto.seal import (
+    SessionKeys,
+    check_hello_mac,
+    gateway_password,
+    hello_mac,
+    member_password,
+    prologue,
+)
 from edge_fi.errors import ProtocolError
+from edge_fi.messages import Member
 from edge_fi.replay import ReplayWindow
 from edge_fi.wire import frames, payloads
 from edge_fi.wire.frames import SessionFrame, Type
@@ -28,25 +36,32 @@ SESSION_US = 86_400_000_000  # a day; then a session is renewed
 MAX_PENDING = 2  # a genuine HELLO and one that crosses it
 MAX_SPENT = 16  # HELLOs of earlier sessions that are known as replays without a Diffie-Hellman
 SESSION_NUMBERS = 16  # four bits in every header
+RESTLESS_SESSIONS = 5  # so many sessions of one member ...
+RESTLESS_US = 60_000_000  # ... within a minute: a copy of its key, or a device that boots again and again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """A member's own keys, and the gateway's public ones that it trusts."""
+    """A member's own keys, and the gateway's public one that it trusts."""
 
     federation: str
     role: str
-    """device or client."""
+    """device, client or helper."""
     id: str
     index: int
     static: KeyPair
     gateway_static: bytes
-    gateway_verify: bytes
 
     @property
     def mqtt_client_id(self) -> str:
         """Stable, so that a takeover orders the Will; unguessable, so that nobody else can force one."""
         return mqtt_client_id(self.static)
+
+    @property
+    def mqtt_password(self) -> str:
+        """For the broker, as user `id`; the gateway knows it too, and nobody has sent it."""
+        shared = dh(self.static.private, self.gateway_static)
+        return member_password(shared, prologue(self.federation, self.role, self.index))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,25 +72,24 @@ class GatewayIdentity:
     static: KeyPair
     signing: SigningKey
 
+    def mqtt_client_id(self, boot: int) -> str:
+        """Of one run: two that took the link from each other would never hear each other's claims."""
+        return mqtt_client_id(self.static, boot.to_bytes(4, "big"))
+
     @property
-    def mqtt_client_id(self) -> str:
-        """As a member's."""
-        return mqtt_client_id(self.static)
+    def mqtt_password(self) -> str:
+        """For the broker, as user `gateway`."""
+        return gateway_password(self.static.private, self.federation)
+
+    def member_password(self, member: Member) -> str:
+        """A member's own `mqtt_password`."""
+        shared = dh(self.static.private, member.public)
+        return member_password(shared, prologue(self.federation, member.role, member.index))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One line of the roster: a member as the gateway knows it."""
-
-    id: str
-    index: int
-    role: str
-    public: bytes
-
-
-def mqtt_client_id(static: KeyPair) -> str:
-    """22 characters derived from the private key."""
-    return "fi" + derive(static.private, b"fi1 client id", size=10).hex()
+def mqtt_client_id(static: KeyPair, run: bytes = b"") -> str:
+    """22 characters derived from the private key; for a gateway also from its run."""
+    return "fi" + derive(static.private, b"fi1 client id", run, size=10).hex()
 
 
 @dataclass(slots=True)
@@ -89,13 +103,15 @@ class Session:
     """The task a device named in its HELLO; 0 for a client."""
     model: bytes = b""
     """The model a device named in its HELLO."""
+    epochs: set[int] = field(default_factory=set, repr=False)
+    """Numbers of the epochs that the gateway gave a device under it."""
     hello: bytes = field(default=b"", repr=False)
     welcome: bytes = field(default=b"", repr=False)
     _sent: int = 0
     _windows: dict[Type, ReplayWindow] = field(default_factory=dict, repr=False)
 
     def seal(self, kind: Type, payload: bytes) -> bytes:
-        """A whole READY, ASK or OUTCOME frame, under the next counter."""
+        """A whole READY, REKEY, ASK or OUTCOME frame, under the next counter."""
         counter, self._sent = self._sent, self._sent + 1
         header = frames.build_session_header(kind, self.number, self.index, counter)
         return header + seal(payload, key=self._key(kind), nonce=counter, header=header)
@@ -111,6 +127,7 @@ class Session:
     def _key(self, kind: Type) -> bytes:
         return {
             Type.READY: self.keys.up,
+            Type.REKEY: self.keys.down,
             Type.ASK: self.keys.ask,
             Type.OUTCOME: self.keys.down,
         }[kind]
@@ -281,6 +298,10 @@ class Peer:
         """When it was last sent what it may have missed: never."""
         self.is_catching_up = False
         """Whether it will be sent that again as soon as it may."""
+        self.rekey = b""
+        """The REKEY frame that the device has not acknowledged; empty if there is none."""
+        self.began_us: deque[int] = deque(maxlen=RESTLESS_SESSIONS)
+        """When its latest sessions began."""
         self._identity = identity
         self._prologue = prologue(identity.federation, member.role, member.index)
         self._mac_key = b""
@@ -339,6 +360,7 @@ class Peer:
             SessionKeys.from_transport(*handshake.split()),
             task=task,
             model=model,
+            epochs={welcome.epoch} if welcome.epoch_key else set(),
             hello=hello,
             welcome=header + message,
         )
@@ -347,9 +369,9 @@ class Peer:
         return session
 
     @property
-    def latest_pending(self) -> Session | None:
-        """The newest session under which nothing has opened yet."""
-        return self._pending[-1] if self._pending else None
+    def unanswered(self) -> bytes:
+        """The WELCOME or REKEY frame that nothing has answered yet; empty if there is none."""
+        return self._pending[-1].welcome if self._pending else self.rekey
 
     def find(self, number: int) -> Session:
         """The live session of this number. Raises ProtocolError("session")."""
@@ -368,6 +390,16 @@ class Peer:
         self._spent += [other.hello[-frames.MAC_BYTES :] for other in superseded]
         self._pending = self._pending[place + 1 :]
         self.current = session
+        self.rekey = b""  # of the session before
+        return True
+
+    def is_restless(self, *, now: int) -> bool:
+        """Whether the session that just began is one of too many: two devices may share one key."""
+        self.began_us.append(now)
+        is_full = len(self.began_us) == RESTLESS_SESSIONS
+        if not is_full or now - self.began_us[0] > RESTLESS_US:
+            return False
+        self.began_us.clear()  # said once, then counted anew
         return True
 
     def _live(self) -> list[Session]:

@@ -7,9 +7,24 @@ QoS 1 is taken as a promise between broker and node, so such messages are never 
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
-from edge_fi.effects import Deliver, Effect, Infer, InferringMachine, Machine, Publish, Rejected, Ticket
+from edge_fi.effects import (
+    Admit,
+    Adopt,
+    Deliver,
+    Effect,
+    Halt,
+    Infer,
+    InferringMachine,
+    Machine,
+    Publish,
+    Rejected,
+    Ticket,
+)
+from edge_fi.gateway import Gateway
 from edge_fi.messages import Array, Outcome, Tensor
+from edge_fi.roster import NotAdmittedError, Roster
 from firmware_sim.clock import Clock
 from firmware_sim.link import PERFECT, Link
 from firmware_sim.stream import Stream
@@ -17,16 +32,38 @@ from firmware_sim.stream import Stream
 Model = Callable[[Tensor], Array | None]
 
 
-class Node:
-    """A machine with its link and its model."""
+class Keeper(Protocol):
+    """What survives a gateway, as in production: `firmware_sim.keeper` has one in memory."""
 
-    def __init__(self, name: str, machine: Machine, link: Link, model: Model | None, infer_us: int) -> None:
+    def admit(self, admit: Admit) -> Roster:
+        """The roster with the new member. Raises NotAdmittedError, and then nothing was written."""
+
+    def adopt(self, adopt: Adopt) -> Roster:
+        """The roster after the word of a former run."""
+
+
+class Node:
+    """A machine with its link, for a device its model, and for a gateway what survives it."""
+
+    def __init__(
+        self,
+        name: str,
+        machine: Machine,
+        link: Link,
+        *,
+        model: Model | None,
+        infer_us: int,
+        keeper: Keeper | None,
+    ) -> None:
         self.name = name
         self.machine = machine
         self.link = link
         self.model = model
         self.infer_us = infer_us
+        self.keeper = keeper
         self.is_connected = False
+        self.halted = ""
+        """Why it ended itself; empty while it goes on."""
         self.outcomes: dict[object, Outcome] = {}
         self.rejected: Counter[str] = Counter()
         self.effects: list[Effect] = []
@@ -42,7 +79,7 @@ class Fleet:
         self.published: list[tuple[str, bytes]] = []
         """Everything the broker ever saw, in order."""
         self._stream = Stream(seed)
-        self._retained: dict[str, bytes] = {}
+        self.retained: dict[str, bytes] = {}
 
     def add(
         self,
@@ -52,9 +89,11 @@ class Fleet:
         link: Link = PERFECT,
         model: Model | None = None,
         infer_us: int = 0,
+        keeper: Keeper | None = None,
     ) -> Node:
         """A node, not yet connected."""
-        node = self.nodes[name] = Node(name, machine, link, model, infer_us)
+        node = Node(name, machine, link, model=model, infer_us=infer_us, keeper=keeper)
+        self.nodes[name] = node
         return node
 
     def connect(self, name: str) -> None:
@@ -62,7 +101,7 @@ class Fleet:
         node = self.nodes[name]
         node.is_connected = True
         self.perform(node, node.machine.connected(now=self.clock.now))
-        for topic, payload in list(self._retained.items()):
+        for topic, payload in list(self.retained.items()):
             if any(matches(f, topic) for f in node.machine.subscriptions):
                 self._deliver(node, topic, payload, reliable=True)
 
@@ -80,7 +119,7 @@ class Fleet:
         for node in self.nodes.values():
             if node.is_connected:
                 self.disconnect(node.name, is_clean=True)
-        self._retained.clear()
+        self.retained.clear()
 
     def publish(self, message: Publish, *, link: Link = PERFECT) -> None:
         """A message reaches the broker, over this link, and goes on to whoever subscribed."""
@@ -100,6 +139,13 @@ class Fleet:
                     node.outcomes[reference] = outcome
                 case Rejected(reason=reason):
                     node.rejected[reason] += 1
+                case Admit():
+                    self._admit(node, effect)
+                case Adopt():
+                    self._adopt(node, effect)
+                case Halt(reason=reason):
+                    node.halted = reason
+                    self.disconnect(node.name, is_clean=True)
                 case _:
                     pass
         self._wake(node)
@@ -107,6 +153,23 @@ class Fleet:
     def run(self, seconds: float) -> None:
         """Let this much virtual time pass."""
         self.clock.run(self.clock.now + round(seconds * 1_000_000))
+
+    def _admit(self, node: Node, admit: Admit) -> None:
+        machine, now = node.machine, self.clock.now
+        if node.keeper is None or not isinstance(machine, Gateway):
+            return
+        try:
+            roster = node.keeper.admit(admit)
+        except NotAdmittedError as error:
+            self.perform(node, machine.not_admitted(admit, error.refusal, now=now))
+            return
+        self.perform(node, machine.admitted(admit, roster, now=now))
+
+    def _adopt(self, node: Node, adopt: Adopt) -> None:
+        machine = node.machine
+        if node.keeper is not None and isinstance(machine, Gateway):
+            roster = node.keeper.adopt(adopt)
+            self.perform(node, machine.update(roster, now=self.clock.now))
 
     def _infer(self, node: Node, ticket: Ticket, tensor: Tensor) -> None:
         def finish() -> None:
@@ -124,7 +187,7 @@ class Fleet:
 
         def tick() -> None:
             wanted = node.machine.next_deadline()
-            if wanted is not None and wanted <= self.clock.now:
+            if wanted is not None and wanted <= self.clock.now and not node.halted:
                 self.perform(node, node.machine.tick(now=self.clock.now))
 
         self.clock.at(due, tick)
@@ -132,9 +195,9 @@ class Fleet:
     def _route(self, message: Publish) -> None:
         self.published.append((message.topic, message.payload))
         if message.retain:
-            self._retained[message.topic] = message.payload
+            self.retained[message.topic] = message.payload
             if not message.payload:  # MQTT 3.1.1 section 3.3.1.3: an empty one clears the topic
-                del self._retained[message.topic]
+                del self.retained[message.topic]
         for node in self.nodes.values():
             if any(matches(f, message.topic) for f in node.machine.subscriptions):
                 self._deliver(node, message.topic, message.payload, reliable=message.qos > 0)

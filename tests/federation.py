@@ -4,6 +4,7 @@ Beside it, each side of the protocol by hand: frames that a machine alone can be
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,15 +15,16 @@ from edge_fi.crypto.aead import seal as aead_seal
 from edge_fi.crypto.keys import KeyPair, SigningKey
 from edge_fi.crypto.noise import HandshakeKK
 from edge_fi.device import Device, Labelling
-from edge_fi.effects import Effect, Infer, Publish
+from edge_fi.effects import Deliver, Effect, Infer, Publish
 from edge_fi.gateway import Gateway
-from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Outcome, Query, Task, Tensor
+from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Member, Outcome, Query, Task, Tensor
+from edge_fi.roster import Roster
 from edge_fi.round import RoundPolicy
-from edge_fi.session import GatewayIdentity, Identity, Joiner, Member, Peer, Session
+from edge_fi.session import GatewayIdentity, Identity, Joiner, Peer, Session
 from edge_fi.voting.strategy import STRATEGIES, Strategy
-from edge_fi.wire import frames, payloads
+from edge_fi.wire import frames, payloads, votes
 from edge_fi.wire.frames import Type
-from edge_fi.wire.payloads import Ask, Hello, Welcome
+from edge_fi.wire.payloads import Ask, Hello, Ready, Rekey, Welcome
 from firmware_sim.fleet import Fleet, Model
 from firmware_sim.link import PERFECT, Link
 from firmware_sim.stream import Stream
@@ -59,7 +61,6 @@ def identity(name: str, index: int, role: str = "device") -> Identity:
         index=index,
         static=key_pair(name),
         gateway_static=gateway.static.public,
-        gateway_verify=gateway.signing.public,
     )
 
 
@@ -90,6 +91,7 @@ class HandGateway:
         self.boot = 0xB0070 + life
         self.key = self.entropy(32)
         self.epoch = seal.Epoch.from_key(7 + life, self.key)
+        self.epochs = {self.epoch.number: self.epoch}
         self.secret = self.entropy(32)
         self.session: Session | None = None
 
@@ -107,6 +109,7 @@ class HandGateway:
                 epoch=self.epoch.number,
                 floor=floor,
                 epoch_key=self.key,
+                verify=self.identity.signing.public,
             )
         self.session = self.peer.welcome(hello, handshake, payload, task=1, model=MODEL)
         return self.session.welcome
@@ -138,10 +141,27 @@ class HandGateway:
         signed = header + epoch.seal_query(encoded, seq=seq, header=header)
         return signed + seal.sign_query(signing or self.identity.signing, FEDERATION, signed)
 
-    def settled(self, seq: int) -> bytes:
+    def settled(self, seq: int, *, epoch: seal.Epoch | None = None) -> bytes:
         """The SETTLED frame of a query."""
-        preimage = seal.settle_preimage(self.secret, self.epoch.number, seq)
-        return frames.build_settled(self.epoch.number, seq, preimage)
+        number = (epoch or self.epoch).number
+        preimage = seal.settle_preimage(self.secret, number, seq)
+        return frames.build_settled(number, seq, preimage)
+
+    def rekey(self, *, grace_ms: int = 0, signing: SigningKey | None = None) -> bytes:
+        """A REKEY frame: the next epoch, which queries are of from now on."""
+        assert self.session is not None
+        if signing is not None:
+            self.identity = replace(self.identity, signing=signing)
+        self.key = self.entropy(32)
+        self.epoch = seal.Epoch.from_key(self.epoch.number + 1, self.key)
+        self.epochs[self.epoch.number] = self.epoch
+        rekey = Rekey(
+            epoch=self.epoch.number,
+            grace_ms=grace_ms,
+            epoch_key=self.key,
+            verify=self.identity.signing.public,
+        )
+        return self.session.seal(Type.REKEY, payloads.encode_rekey(rekey))
 
     def outcome(self, counter: int, outcome: Outcome) -> bytes:
         """An OUTCOME frame for a client."""
@@ -157,11 +177,12 @@ class HandGateway:
         """Form and code of an ANSWER frame to that QUERY frame."""
         assert self.session is not None
         parsed = frames.parse_session_frame(frame)
+        epoch = self.epochs[frames.parse_query(query).epoch]
         key = seal.answer_key(
             self.session.keys.answer,
             parsed.header,
-            epoch=self.epoch.number,
-            query_hash=self.epoch.query_hash(query),
+            epoch=epoch.number,
+            query_hash=epoch.query_hash(query),
             model=MODEL,
         )
         return Form(parsed.form), open_sealed(parsed.sealed, key=key, nonce=0, header=parsed.header)
@@ -177,6 +198,9 @@ class HandMember:
         self.inbox = f"fi1/{FEDERATION}/{'d' if role == 'device' else 'cd'}/{name}"
         self.session: Session | None = None
         self.epoch: seal.Epoch | None = None
+        self.epochs: dict[int, seal.Epoch] = {}
+        """Every one that it was given, by number."""
+        self.verify = b""
         self.welcomed: Welcome | None = None
 
     def hello(self, *, model: bytes = MODEL, task: Task = TASK, payload: bytes | None = None) -> bytes:
@@ -194,7 +218,7 @@ class HandMember:
         """Take in a WELCOME frame."""
         self.session, self.welcomed = self.joiner.finish(frame, now=0)
         if self.identity.role == "device":
-            self.epoch = seal.Epoch.from_key(self.welcomed.epoch, self.welcomed.epoch_key)
+            self._hold(self.welcomed)
         return self
 
     def join(self, gateway: Gateway, *, now: int = 0, ready: bool = True) -> "HandMember":
@@ -207,22 +231,35 @@ class HandMember:
     def ready(self, payload: bytes | None = None) -> bytes:
         """A READY frame."""
         assert self.session is not None
-        usual = payloads.encode_ready(frozenset(VOTE_FORMS))
+        number = 0 if self.epoch is None else self.epoch.number
+        usual = payloads.encode_ready(Ready(frozenset(VOTE_FORMS), number))
         return self.session.seal(Type.READY, usual if payload is None else payload)
+
+    def rekey(self, frame: bytes) -> "HandMember":
+        """Take in a REKEY frame."""
+        assert self.session is not None
+        plaintext = self.session.open(Type.REKEY, frames.parse_session_frame(frame))
+        self._hold(payloads.decode_rekey(plaintext))
+        return self
+
+    def _hold(self, given: Welcome | Rekey) -> None:
+        self.epoch = seal.Epoch.from_key(given.epoch, given.epoch_key)
+        self.epochs[given.epoch] = self.epoch
+        self.verify = given.verify
 
     def answer(
         self, query: bytes, code: bytes, *, form: Form = Form.LABEL, model: bytes = MODEL, seq: int = 0
     ) -> bytes:
         """An ANSWER frame to that QUERY frame; another seq may be claimed."""
-        assert self.session is not None and self.epoch is not None
+        assert self.session is not None
         number = seq or frames.parse_query(query).seq
-        session = self.session
+        session, epoch = self.session, self.epochs[frames.parse_query(query).epoch]
         header = frames.build_session_header(Type.ANSWER, session.number, session.index, number, form)
         key = seal.answer_key(
             session.keys.answer,
             header,
-            epoch=self.epoch.number,
-            query_hash=self.epoch.query_hash(query),
+            epoch=epoch.number,
+            query_hash=epoch.query_hash(query),
             model=model,
         )
         return header + aead_seal(code, key=key, nonce=0, header=header)
@@ -238,17 +275,52 @@ class HandMember:
         return payloads.decode_outcome(self.session.open(Type.OUTCOME, frames.parse_session_frame(frame)))
 
 
+def code(label: int, *, weight: float = 0.0) -> bytes:
+    """A label vote that is as sure as can be."""
+    return votes.quantize(Form.LABEL, np.eye(4)[label], weight, scale=TASK.log_weight)
+
+
 def lone_gateway(
     *names: str,
     clients: Sequence[str] = (),
     policy: RoundPolicy | None = None,
     life: int = 0,
     task: Task = TASK,
+    is_claiming: bool = False,
 ) -> Gateway:
-    """A gateway that nobody drives; devices have indices 1, 2, ..., clients 101, 102, ..."""
-    roster = [member(name, index) for index, name in enumerate(names or ("pi-1",), 1)]
-    roster += [member(name, index, "client") for index, name in enumerate(clients, 101)]
-    return Gateway(gateway_identity(), roster, [task], Stream(f"lone gateway {life}"), policy=policy)
+    """A gateway that nobody drives, with these members; with pi-1 alone where no device is named."""
+    return Gateway(
+        gateway_identity(),
+        roster_of(*(names or ("pi-1",)), clients=clients),
+        [task],
+        Stream(f"lone gateway {life}"),
+        policy=policy,
+        is_claiming=is_claiming,
+    )
+
+
+def roster_of(*names: str, clients: Sequence[str] = ()) -> Roster:
+    """Devices with the indices 1, 2, ..., clients with 101, 102, ..."""
+    members = [member(name, index) for index, name in enumerate(names, 1)]
+    members += [member(name, index, "client") for index, name in enumerate(clients, 101)]
+    return Roster(members=tuple(members))
+
+
+def without(roster: Roster, *names: str) -> Roster:
+    """The roster after these members were revoked."""
+    gone = {its.index for its in roster.members if its.id in names}
+    assert len(gone) == len(names)
+    return replace(
+        roster,
+        members=tuple(its for its in roster.members if its.index not in gone),
+        revoked=roster.revoked | gone,
+        version=roster.version + 1,
+    )
+
+
+def rotated(roster: Roster) -> Roster:
+    """The roster after a new epoch was asked for."""
+    return replace(roster, rotations=roster.rotations + 1)
 
 
 def lone_device(name: str = "pi-1", index: int = 1, *, life: int = 0, its: Labelling | None = None) -> Device:
@@ -270,6 +342,12 @@ def only_publish(effects: Sequence[Effect]) -> Publish:
     """The one message among these effects."""
     (message,) = published(effects)
     return message
+
+
+def outcome_of(effects: Sequence[Effect]) -> Outcome:
+    """The one outcome delivered among these effects."""
+    (outcome,) = [effect.outcome for effect in effects if isinstance(effect, Deliver)]
+    return outcome
 
 
 def only_infer(effects: Sequence[Effect]) -> Infer:
@@ -306,6 +384,7 @@ class Federation:
         self.classes = classes or {}
         self.strategies = strategies
         self.asked = 0
+        self.roster = roster_of(*self.names, clients=self.clients)
         self.start_gateway()
         for name, its_model in zip(self.names, models, strict=True):
             self.start_device(name, its_model)
@@ -314,12 +393,10 @@ class Federation:
             self.fleet.add(name, machine_, link=link)
 
     def start_gateway(self, boot: int = 0) -> None:
-        """A gateway that remembers nothing of the one before."""
-        roster = [member(name, index) for index, name in enumerate(self.names, 1)]
-        roster += [member(name, index, "client") for index, name in enumerate(self.clients, 101)]
+        """A gateway that remembers of the one before its roster alone."""
         self.gateway = Gateway(
             gateway_identity(),
-            roster,
+            self.roster,
             [self.task],
             Stream(f"{self.seed} gateway {boot}"),
             policy=self.policy,
@@ -328,10 +405,15 @@ class Federation:
         self.gateway_node = self.fleet.add("gateway", self.gateway, link=self.link)
 
     def restart_gateway(self, boot: int = 1) -> None:
-        """The gateway dies and comes back, with no memory of before."""
+        """The gateway dies and comes back, with no memory of before but its roster."""
         self.fleet.disconnect("gateway")
         self.start_gateway(boot)
         self.fleet.connect("gateway")
+
+    def update(self, roster: Roster) -> None:
+        """The gateway's roster is this now."""
+        self.roster = roster
+        self.fleet.perform(self.gateway_node, self.gateway.update(roster, now=self.fleet.clock.now))
 
     def start_device(self, name: str, its_model: Model, *, boot: int = 0, model: bytes = MODEL) -> None:
         """A device that remembers nothing of the one before."""

@@ -4,26 +4,37 @@ A broker that is not installed skips its tests and says so; with REQUIRE_BROKERS
 as in `.ci/run`, it fails them.
 """
 
+import json
 import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from broker.embedded import EmbeddedBroker, available
+from broker.embedded import PORTS, EmbeddedBroker, available
 from edge_fi.adapters import keyfile
 from edge_fi.adapters.mqtt import MqttLink, Version
 from edge_fi.adapters.onnx import OnnxModel
+from edge_fi.adapters.state import State
 from edge_fi.demo.members import ASSETS, DemoMember, heldout, members, task
 from edge_fi.device import Device, Labelling
-from edge_fi.effects import Deliver, Rejected
+from edge_fi.effects import Admit, Deliver, Rejected
 from edge_fi.gateway import Gateway
 from edge_fi.messages import Outcome, Tensor
 from edge_fi.pump import Notice, Pump, monotonic_us
+from edge_fi.roster import Roster
 from edge_fi.round import RoundPolicy
 
+EDGE_FI = [sys.executable, "-m", "edge_fi"]
 PATIENCE_S = 30.0  # for what takes a second on an idle machine
 
 SETTINGS: list[tuple[str, Version]] = [("mosquitto", "3.1.1"), ("mosquitto", "5"), ("nats", "3.1.1")]
@@ -45,6 +56,76 @@ def eventually(condition: Callable[[], bool], *, within_s: float = PATIENCE_S) -
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.01)
+
+
+def make_state(folder: Path, federation: str, devices: list[str], clients: list[str]) -> None:
+    """A gateway's key and state in which these are members, and their keys."""
+    gateway = keyfile.make_gateway(folder / "gateway.key", federation, os.urandom)
+    names = [("device", name) for name in devices] + [("client", name) for name in clients]
+    lines = keyfile.introduce(folder, names, gateway, os.urandom)
+    with State.create(folder / "state.db", federation, gateway.static.public) as state:
+        for line in lines:
+            invitation, _ = state.invite(line.id, line.role, token=os.urandom(16), lifetime_s=3600)
+            state.admit(Admit(invitation.number, line))
+
+
+def free_port() -> int:
+    """One that nobody listens on, and that the kernel gives to no outgoing connection."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class Process:
+    """A verb that runs until it is told to stop; its log is read line by line."""
+
+    def __init__(self, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> None:
+        # A file, for a pipe that nobody reads for a while stops who writes to it.
+        self._output = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [*EDGE_FI, *map(str, arguments), "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**os.environ, **environment},
+        )
+        self.said = b""
+        """All of its output, as far as it was read."""
+        self._read_to = 0
+        self._events: list[dict[str, Any]] = []
+
+    def events(self) -> list[dict[str, Any]]:
+        """What it has logged, and objects that it has printed."""
+        if not self._output.closed:
+            self.said += os.pread(self._output.fileno(), 100_000_000, len(self.said))
+        *lines, _ = self.said[self._read_to :].split(b"\n")
+        self._read_to += sum(len(line) + 1 for line in lines)
+        self._events += [json.loads(line) for line in lines if line.startswith(b"{")]
+        return self._events
+
+    def saw(self, name: str, **fields: object) -> bool:
+        """Whether it has logged such an event."""
+        return self.count(name, **fields) > 0
+
+    def count(self, name: str, **fields: object) -> int:
+        """How many such events it has logged."""
+        return sum(its.get("event") == name and fields.items() <= its.items() for its in self.events())
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send it a signal, if it still runs, and wait; its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(20)
+        self.events()
+        self._output.close()
+        return code
 
 
 class DeviceThread:
@@ -112,17 +193,10 @@ class LiveFederation:
 
     def __enter__(self) -> "LiveFederation":
         self.broker.start()
-        keyfile.make_gateway(self.folder, "live", os.urandom)
-        for member in members()[: self._size]:
-            keyfile.make_member(
-                self.folder,
-                "device",
-                member.id,
-                gateway=self.folder / "gateway.pub",
-                roster=self.folder / "roster",
-                index=None,
-                entropy=os.urandom,
-            )
+        self.identity = keyfile.make_gateway(self.folder / "gateway.key", "live", os.urandom)
+        names = [("device", member.id) for member in members()[: self._size]]
+        lines = keyfile.introduce(self.folder, names, self.identity, os.urandom)
+        self.roster = Roster(members=tuple(lines))
         self.start_gateway()
         for member in members()[: self._size]:
             self.devices.append(DeviceThread(self.folder, member, self.broker.port, self.version))
@@ -137,11 +211,9 @@ class LiveFederation:
 
     def start_gateway(self) -> None:
         """A gateway that remembers nothing of the one before."""
-        identity = keyfile.read_gateway(self.folder / "gateway.key")
-        roster = keyfile.read_roster(self.folder / "roster", "live")
-        self.gateway = Gateway(identity, roster, [task()], os.urandom, policy=self.policy)
+        self.gateway = Gateway(self.identity, self.roster, [task()], os.urandom, policy=self.policy)
         self.link = MqttLink(
-            identity.mqtt_client_id,
+            self.identity.mqtt_client_id(self.gateway.boot),
             host="127.0.0.1",
             port=self.broker.port,
             subscriptions=self.gateway.subscriptions,

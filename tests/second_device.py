@@ -1,7 +1,7 @@
 """A second device, made of nothing but what docs/protocol.md says: no code of edge_fi, no numpy.
 
-It exists to show that the document is complete. It keeps what the vectors ask about: the handshake, queries,
-answers, SETTLED. No clock and no retries: those belong to whoever drives it.
+It exists to show that the document is complete. It keeps what the vectors ask about: the handshake, epochs,
+queries, answers, SETTLED. No clock and no retries: those belong to whoever drives it.
 """
 
 import hmac
@@ -16,7 +16,9 @@ from nacl.exceptions import CryptoError
 DTYPES = (4, 2, 1, 1)  # float32, float16, uint8, int8
 BITS = {2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 SIZES = {0x01: (91, 1_000_000), 0x02: (24, 4121), 0x03: (26, 26), 0x10: (60, 256), 0x11: (52, 256)}
-SIZES |= {0x12: (24, 1024), 0x20: (25, 1_000_000), 0x21: (25, 1_000_000)}
+SIZES |= {0x12: (24, 1024), 0x13: (24, 1024), 0x20: (25, 1_000_000), 0x21: (25, 1_000_000)}
+SIZES |= {0x30: (110, 110), 0x31: (54, 200_000), 0x32: (15, 15)}
+SIZES |= {0x40: (38, 1_000_000), 0x41: (26, 26), 0x42: (26, 26)}
 
 
 class DropError(Exception):
@@ -55,20 +57,30 @@ def hkdf(chain: bytes, material: bytes) -> tuple[bytes, bytes]:
     return first, hmac.digest(secret, first + b"\x02", "blake2b")
 
 
+class Held:
+    """An epoch that can be read: its keys, and the gateway's signing key of that time."""
+
+    def __init__(self, number: int, key: bytes, verify: bytes) -> None:
+        self.number, self.verify = number, verify
+        self.seal_key, self.hash_key = derive(key, "fi1 query seal"), derive(key, "fi1 query hash")
+
+
 class SecondDevice:
     """One device. `config`: the fields of a session vector that a device has from the start."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         take = {name: bytes.fromhex(config[name]) for name in ("member_private", "gateway_public")}
         self.static, self.gateway = take["member_private"], take["gateway_public"]
-        self.verify_key, self.model = bytes.fromhex(config["gateway_verify"]), bytes.fromhex(config["model"])
+        self.model = bytes.fromhex(config["model"])
         self.index, self.task = config["index"], config["task"]
         name = config["federation"].encode()
         self.name = bytes([len(name)]) + name
         self.prologue = b"fi1" + self.name + b"\x06device" + struct.pack(">H", self.index)
         self.known = list(range(len(self.task["labels"])))
-        self.waiting = self.joined = False
-        self.welcomed = b""
+        self.waiting = False
+        self.epoch: Held | None = None
+        self.former: Held | None = None
+        self.welcomed = self.rekeyed = b""
         self.asked: dict[int, dict[str, Any]] = {}
 
     def task_digest(self) -> bytes:
@@ -98,7 +110,7 @@ class SecondDevice:
         mac_key = derive(static_shared, "fi1 hello key", self.prologue)
         return maced + derive(mac_key, "fi1 hello mac", maced, 8)
 
-    def receive(self, level: str, frame: bytes) -> bytes:
+    def receive(self, level: str, frame: bytes, *, at_ms: int = 0) -> bytes:
         """The frame to answer with, or nothing; raises DropError. level: `q` or `d`, of the topic."""
         check(frame, "length")
         check(frame[0] in SIZES, "type")
@@ -109,14 +121,15 @@ class SecondDevice:
             (1, "d"): self.query,
             (3, "q"): self.settled,
             (0x11, "d"): self.welcome,
+            (0x13, "d"): self.rekey,
         }
         check((frame[0], level) in taker, "direction")
         if frame[0] == 0x11 and frame == self.welcomed:
             return self.ready()
-        check(frame[1] == 0, "flags")
-        return taker[frame[0], level](frame)
+        check(frame[1] & (15 if frame[0] == 0x13 else 255) == 0, "form" if frame[0] == 0x13 else "flags")
+        return taker[frame[0], level](frame, at_ms)
 
-    def welcome(self, frame: bytes) -> bytes:
+    def welcome(self, frame: bytes, at_ms: int) -> bytes:
         check(struct.unpack_from(">H", frame, 2)[0] == self.index, "index")
         check(self.waiting, "unexpected")
         public, sealed = frame[4:36], frame[36:]
@@ -124,35 +137,59 @@ class SecondDevice:
         chain, _ = hkdf(self.chain, dh(self.ephemeral, public))
         chain, key = hkdf(chain, dh(self.static, public))
         payload = crypt(sealed, key[:32], 0, mixed, opening=True)
-        check(len(payload) == 47 and payload[0] < 16, "payload")
-        up, _ = (part[:32] for part in hkdf(chain, b""))
-        self.session, _, _, self.epoch, self.floor, epoch_key = struct.unpack(">BIHII32s", payload)
-        self.seal_key, self.hash_key = (
-            derive(epoch_key, "fi1 query seal"),
-            derive(epoch_key, "fi1 query hash"),
-        )
+        check(len(payload) == 79 and payload[0] < 16, "payload")
+        up, down = (part[:32] for part in hkdf(chain, b""))
+        self.session, _, _, epoch, self.floor, key, verify = struct.unpack(">BIHII32s32s", payload)
+        self.epoch, self.former = Held(epoch, key, verify), None
         self.answer_key, self.up_key = derive(up, "fi1 answer"), derive(up, "fi1 frame")
+        self.down_key = derive(down, "fi1 frame")
         self.counter, self.highest, self.asked = 0, self.floor, {}
-        self.waiting, self.joined, self.welcomed = False, True, frame
+        self.waiting, self.welcomed, self.rekeyed = False, frame, b""
+        return self.ready()
+
+    def rekey(self, frame: bytes, at_ms: int) -> bytes:
+        nibbles, index, counter = struct.unpack_from(">xBHI", frame)
+        check(self.epoch and (nibbles >> 4, index) == (self.session, self.index), "session")
+        if frame == self.rekeyed:
+            return self.ready()
+        latest = struct.unpack_from(">I", self.rekeyed, 4)[0] if self.rekeyed else -1
+        check(counter >= latest, "stale")
+        check(counter != latest, "replay")
+        payload = crypt(frame[8:], self.down_key, counter, frame[:8], opening=True)
+        check(len(payload) == 72, "payload")
+        number, grace_ms, key, verify = struct.unpack(">II32s32s", payload)
+        check(grace_ms <= 86_400_000, "payload")
+        self.former, self.former_until_ms = self.epoch, at_ms + grace_ms
+        self.epoch, self.rekeyed = Held(number, key, verify), frame
         return self.ready()
 
     def ready(self) -> bytes:
+        assert self.epoch is not None
         header = struct.pack(">BBHI", 0x12, self.session << 4, self.index, self.counter)
         self.counter += 1
-        return header + crypt(b"\0\xfe", self.up_key, self.counter - 1, header, opening=False)
+        said = b"\0\xfe" + struct.pack(">I", self.epoch.number)
+        return header + crypt(said, self.up_key, self.counter - 1, header, opening=False)
 
-    def query(self, frame: bytes) -> bytes:
-        epoch, seq = struct.unpack_from(">II", frame, 2)
-        held = self.joined and epoch == self.epoch
+    def held(self, number: int, at_ms: int) -> Held | None:
+        if self.epoch and self.epoch.number == number:
+            return self.epoch
+        in_grace = self.former and self.former.number == number and at_ms <= self.former_until_ms
+        return self.former if in_grace else None
+
+    def query(self, frame: bytes, at_ms: int) -> bytes:
+        number, seq = struct.unpack_from(">II", frame, 2)
+        check(self.epoch, "epoch")
+        held = self.held(number, at_ms)
         asked, query_hash, plain = None, b"", b""
         if held:
             check(seq >= self.floor and seq > self.highest - 1024, "stale")
-            query_hash, asked = derive(self.hash_key, "fi1 query hash", frame), self.asked.get(seq)
+            query_hash, asked = derive(held.hash_key, "fi1 query hash", frame), self.asked.get(seq)
             if asked is not None and asked["hash"] == query_hash:
                 return bytes(asked["answer"])
-            plain = crypt(frame[10:-64], self.seal_key, seq, frame[:10], opening=True)
+            plain = crypt(frame[10:-64], held.seal_key, seq, frame[:10], opening=True)
+        verify = (held or self.epoch).verify  # type: ignore[union-attr]
         try:
-            bindings.crypto_sign_open(frame[-64:] + b"fi1 query" + self.name + frame[:-64], self.verify_key)
+            bindings.crypto_sign_open(frame[-64:] + b"fi1 query" + self.name + frame[:-64], verify)
         except CryptoError:
             raise DropError("signature") from None
         check(held, "epoch")
@@ -167,13 +204,14 @@ class SecondDevice:
         check(0 < size <= 900_000 and len(content) == size, "payload")
         name = ("float32", "float16", "uint8", "int8")[kind]
         check([task, name, shape] == [self.task[key] for key in ("number", "dtype", "shape")], "task")
-        self.asked[seq] = {"hash": query_hash, "settle": settle, "forms": forms, "answer": b"", "open": True}
+        self.asked[seq] = {"hash": query_hash, "epoch": number, "settle": settle, "forms": forms}
+        self.asked[seq] |= {"answer": b"", "open": True}
         self.highest, self.tensor = max(self.highest, seq), content
         return b""
 
-    def settled(self, frame: bytes) -> bytes:
+    def settled(self, frame: bytes, at_ms: int) -> bytes:
         epoch, seq = struct.unpack_from(">II", frame, 2)
-        check(self.joined and epoch == self.epoch and seq in self.asked, "unknown_query")
+        check(seq in self.asked and epoch == self.asked[seq]["epoch"], "unknown_query")
         digest = derive(frame[10:], "fi1 settled", frame[2:10] + self.name, 8)
         check(hmac.compare_digest(digest, self.asked[seq]["settle"]), "settled")
         self.asked[seq]["open"] = False
@@ -185,7 +223,7 @@ class SecondDevice:
         check(asked["open"] and not asked["answer"], "ticket")
         form, code = self.vote(asked["forms"], scores)
         header = struct.pack(">BBHI", 0x02, self.session << 4 | form, self.index, seq)
-        context = header + struct.pack(">I", self.epoch) + asked["hash"] + self.model
+        context = header + struct.pack(">I", asked["epoch"]) + asked["hash"] + self.model
         key = derive(self.answer_key, "fi1 answer key", context)
         asked["answer"] = header + crypt(code, key, 0, header, opening=False)
         return bytes(asked["answer"])

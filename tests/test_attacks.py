@@ -5,6 +5,7 @@ After each attack the machine is what it was (`state_of` compares all of it, in 
 """
 
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,7 @@ from federation import (
     Federation,
     HandGateway,
     HandMember,
+    code,
     constant,
     gateway_identity,
     identity,
@@ -30,27 +32,34 @@ from federation import (
     only_infer,
     only_publish,
     published,
+    rotated,
+    without,
 )
 
 import edge_fi.session
+from edge_fi.claim import Claim
 from edge_fi.client import Client
 from edge_fi.crypto import seal
+from edge_fi.crypto.aead import seal as aead_seal
 from edge_fi.crypto.keys import SigningKey
 from edge_fi.crypto.seal import hello_mac
 from edge_fi.device import Device
-from edge_fi.effects import Deliver, Effect, Joined, Publish, Rejected
+from edge_fi.effects import Adopt, Deliver, Effect, Halt, Joined, Publish, Rejected
 from edge_fi.errors import SealError
 from edge_fi.gateway import Gateway
-from edge_fi.messages import VOTE_FORMS, Fate, Form, Outcome, Status, Vote
+from edge_fi.messages import VOTE_FORMS, Fate, Form, Member, Outcome, Status, Vote
 from edge_fi.replay import ReplayWindow
+from edge_fi.roster import Roster
 from edge_fi.round import RoundPolicy
-from edge_fi.session import FIRST_RETRY_US, MAX_SPENT, Identity, Member
+from edge_fi.session import FIRST_RETRY_US, MAX_SPENT, Identity
 from edge_fi.wire import frames, votes
 from edge_fi.wire.frames import Type
 from firmware_sim.stream import Stream
 
 Q, D, A = "fi1/acme/q/1", "fi1/acme/d/pi-1", "fi1/acme/a/pi-1"
 S, G = "fi1/acme/s/pi-1", "fi1/acme/gateway/state"
+ROSTER, CLAIM = "fi1/acme/gateway/roster", "fi1/acme/gateway/claim"
+JOIN = "fi1/acme/join"
 CA, CD = "fi1/acme/ca/laptop-1", "fi1/acme/cd/laptop-1"
 SECOND = 1_000_000
 LOGITS = np.array([5.0, 0.0, 0.0, 0.0])
@@ -59,11 +68,6 @@ ANSWERED = Outcome(status=Status.ANSWERED, label=0, probabilities=(1.0, 0.0, 0.0
 EVERY_FORM = frozenset(VOTE_FORMS)
 
 Machine = Device | Gateway | Client
-
-
-def code(label: int, *, weight: float = 0.0) -> bytes:
-    """A label vote that is as sure as can be."""
-    return votes.quantize(Form.LABEL, np.eye(4)[label], weight, scale=TASK.log_weight)
 
 
 # What a machine is, in depth
@@ -79,7 +83,7 @@ def state_of(thing: object) -> object:
         # An empty window is one that is not there yet.
         fresh = [key for key, value in thing.items() if isinstance(value, ReplayWindow) and not value._next]
         return {repr(key): state_of(value) for key, value in thing.items() if key not in fresh}
-    if isinstance(thing, list | tuple | set | frozenset):
+    if isinstance(thing, list | tuple | set | frozenset | deque):
         return [state_of(one) for one in thing]
     if isinstance(thing, np.ndarray):
         return thing.tolist()
@@ -166,6 +170,8 @@ class Case:
     regions: list[tuple[int, set[str]]]
     """Up to which byte a flipped bit is dropped for which reasons."""
     accept: Callable[[list[Effect]], bool]
+    is_remembered: bool = True
+    """Whether the machine is another one once it has accepted the frame."""
 
 
 HEADED = {"type", "length", "direction", "flags", "form", "session", "signature", "seal", "unknown_query"}
@@ -193,7 +199,8 @@ def welcome_case() -> Case:
     _, hello = device.connected(now=0)
     assert isinstance(hello, Publish)
     frame = gateway.welcome(hello.payload)
-    regions = [(1, HEADED), (2, {"flags"}), (4, {"index"}), (len(frame), {"seal"})]
+    # A QUERY that comes before any WELCOME is of an unknown epoch.
+    regions = [(1, HEADED | {"epoch"}), (2, {"flags"}), (4, {"index"}), (len(frame), {"seal"})]
     return Case(device, D, frame, "", regions, lambda effects: effects[0] == Joined("gateway"))
 
 
@@ -202,6 +209,20 @@ def client_welcome_case() -> Case:
     frame = gateway.welcome(only_publish(client.connected(now=0)).payload)
     regions = [(1, HEADED), (2, {"flags"}), (4, {"index"}), (len(frame), {"seal"})]
     return Case(client, CD, frame, "", regions, lambda effects: effects == [Joined("gateway")])
+
+
+def rekey_case() -> Case:
+    device, gateway = a_device()
+    # With a HELLO that is due: a WELCOME, which the type becomes by one bit, would else be a hint.
+    device.receive(G, b"ready 00000001", now=0)
+    frame = gateway.rekey()
+    regions = [
+        (1, HEADED | {"unexpected"}),
+        (2, {"form", "session"}),
+        (4, {"session"}),
+        (len(frame), {"seal"}),
+    ]
+    return Case(device, D, frame, "", regions, lambda effects: only_publish(effects).topic == A)
 
 
 def outcome_case() -> Case:
@@ -241,16 +262,56 @@ def ask_case() -> Case:
     return Case(gateway, CA, frame, "laptop-1", regions, lambda effects: effects[0] is not None)
 
 
+def claim_case() -> Case:
+    gateway = lone_gateway()
+    frame = another_run().begin()
+    regions = [(1, HEADED), (2, {"flags"}), (len(frame), {"mac"})]
+    return Case(
+        gateway,
+        CLAIM,
+        frame,
+        "",
+        regions,
+        lambda effects: only_publish(effects).payload[0] == Type.HELD,
+        is_remembered=False,
+    )
+
+
+def held_case() -> Case:
+    gateway = lone_gateway(is_claiming=True)
+    claim = only_publish(gateway.connected(now=0)).payload
+    frame = another_run().answer(claim, is_open=True)
+    regions = [(1, HEADED), (2, {"flags"}), (len(frame), {"mac"})]
+    return Case(gateway, CLAIM, frame, "", regions, lambda effects: isinstance(effects[0], Halt))
+
+
+def roster_case() -> Case:
+    gateway = lone_gateway()
+    frame = another_run().seal_roster(Roster(revoked=frozenset({1}), given=9, version=3))
+    regions = [(1, HEADED), (2, {"flags"}), (len(frame), {"seal"})]
+    adopt = Adopt(3, 9, frozenset({1}))
+    return Case(gateway, ROSTER, frame, "", regions, lambda effects: effects == [adopt], is_remembered=False)
+
+
+def another_run() -> Claim:
+    """The words of another run of this gateway."""
+    return Claim(gateway_identity().static.private, Stream("another run"))
+
+
 CASES: list[Callable[[], Case]] = [
     query_case,
     settled_case,
     welcome_case,
     client_welcome_case,
+    rekey_case,
     outcome_case,
     hello_case,
     ready_case,
     answer_case,
     ask_case,
+    claim_case,
+    held_case,
+    roster_case,
 ]
 
 
@@ -274,7 +335,7 @@ def test_a_frame_with_any_one_bit_flipped_is_dropped(case: Case) -> None:
         refused(case.machine, case.topic, flipped, *reasons, peer=case.peer)
     before = state_of(case.machine)
     assert case.accept(case.machine.receive(case.topic, case.frame, now=2))
-    assert state_of(case.machine) != before
+    assert (state_of(case.machine) != before) is case.is_remembered
 
 
 def test_a_frame_cut_short_anywhere_is_dropped(case: Case) -> None:
@@ -318,10 +379,13 @@ def every_frame() -> dict[str, bytes]:
 
 ACCEPTED = {
     Q: {"query", "settled"},
-    D: {"query", "welcome", "client_welcome"},
+    D: {"query", "welcome", "client_welcome", "rekey"},
     A: {"answer", "hello", "ready"},
     CA: {"hello", "ready", "ask"},
     CD: {"welcome", "client_welcome", "outcome"},
+    CLAIM: {"claim", "held"},
+    ROSTER: {"roster"},
+    JOIN: set(),
 }
 """Types that a topic carries to the machine that reads it; all others are refused as misdirected."""
 
@@ -390,6 +454,54 @@ def test_a_frame_that_is_sent_back_to_its_sender_is_dropped() -> None:
     gateway_is_unharmed(gateway, peer, other)
 
 
+def test_a_rekey_is_taken_from_the_devices_own_topic_alone() -> None:
+    device, gateway = a_device()
+    frame = gateway.rekey()
+    for topic in (Q, A, "fi1/acme/d/pi-2", "fi1/acme/cd/pi-1", "fi1/other/d/pi-1"):
+        refused(device, topic, frame, "direction")
+    assert only_publish(device.receive(D, frame, now=1)).topic == A
+    device_is_unharmed(device, gateway)
+
+
+def test_the_frames_of_a_new_epoch_that_are_sent_back_to_their_senders_are_dropped() -> None:
+    device, by_hand = a_device()
+    ready = only_publish(device.receive(D, by_hand.rekey(), now=0)).payload
+    refused(device, D, ready, "direction")
+    gateway, peer, other, _ = a_gateway()
+    for its in published(gateway.update(rotated(gateway._roster), now=1)):
+        refused(gateway, A, its.payload, "direction", peer="pi-1")
+        refused(gateway, CA, its.payload, "direction", peer="laptop-1")
+    for its_member in (peer, other):
+        its_member.rekey(peers_rekey(gateway, its_member))
+    gateway_is_unharmed(gateway, peer, other)
+
+
+def peers_rekey(gateway: Gateway, device: HandMember) -> bytes:
+    """The REKEY that this device has not answered."""
+    return gateway._peers[device.identity.index].rekey
+
+
+def test_a_rekey_is_nothing_to_a_client_not_even_under_its_own_session() -> None:
+    client, gateway = a_client()
+    client.ask(TASK, TENSOR, deadline_ms=5000, reference="me", now=0)
+    refused(client, CD, gateway.rekey(), "direction")
+    assert client.receive(CD, gateway.outcome(1, ANSWERED), now=2) == [Rejected(reason="unknown_query")]
+    assert client.receive(CD, gateway.outcome(0, ANSWERED), now=2) == [Deliver("me", ANSWERED)]
+
+
+def test_a_gateways_claim_that_is_sent_back_to_it_is_nothing() -> None:
+    gateway = lone_gateway(is_claiming=True)
+    claim = only_publish(gateway.connected(now=0)).payload
+    for now in (1, 2):
+        before = state_of(gateway)
+        assert gateway.receive(CLAIM, claim, now=now) == []
+        assert state_of(gateway) == before
+    # Dressed up as an answer to itself, it is a forgery.
+    refused(gateway, CLAIM, bytes([Type.HELD]) + claim[1:], "mac")
+    gateway.tick(now=SECOND)
+    assert gateway.is_open
+
+
 # Who says it
 
 
@@ -431,6 +543,46 @@ def test_a_stranger_is_dropped(topic: str) -> None:
     gateway_is_unharmed(gateway, device, other)
 
 
+def test_a_member_cannot_speak_as_the_gateway_to_itself() -> None:
+    """Whoever may publish there, without ACL: it has a key of its own, but not the gateway's."""
+    gateway, device, fellow, _ = a_gateway()
+    gateway.connected(now=0)
+    for private in (key_pair("pi-1").private, gateway.identity.static.public, bytes(32)):
+        words = Claim(private, Stream("member"))
+        claim = words.begin()
+        refused(gateway, CLAIM, claim, "mac")
+        refused(gateway, CLAIM, words.answer(claim[:2] + bytes(16) + mac_of(private), is_open=True), "mac")
+        refused(gateway, ROSTER, words.seal_roster(Roster(revoked=frozenset({1, 2}), version=9)), "seal")
+    gateway_is_unharmed(gateway, device, fellow)
+
+
+def mac_of(private: bytes) -> bytes:
+    """The mac of a CLAIM whose nonce is zeros, by this key."""
+    return seal.claim_mac(private, b"fi1 claim", bytes([Type.CLAIM, 0]) + bytes(16))
+
+
+@pytest.mark.parametrize("word", [b"", b"\0", b"ready", b'{"revoked": []}', b"\x40" * 38, bytes(100_000)])
+def test_a_poisoned_roster_word_is_dropped(word: bytes) -> None:
+    gateway, device, fellow, _ = a_gateway()
+    refused(gateway, ROSTER, word, "length", "type", "flags")
+    gateway_is_unharmed(gateway, device, fellow)
+
+
+def test_a_gateway_that_waits_for_its_claim_drops_its_members_frames_and_remembers_none() -> None:
+    gateway = lone_gateway("pi-1", clients=["laptop-1"], is_claiming=True)
+    gateway.connected(now=0)
+    device, client = HandMember(), HandMember("laptop-1", 101, "client")
+    for _ in range(3):
+        refused(gateway, A, device.hello(), "closed", peer="pi-1")
+        refused(gateway, CA, client.hello(), "closed", peer="laptop-1")
+        refused(gateway, JOIN, b"\x30" + bytes(109), "closed")
+        refused(gateway, S, b"ready", "closed")
+        refused(gateway, G, b"lost", "closed")
+    gateway.tick(now=SECOND)
+    device.join(gateway, now=SECOND)
+    gateway_is_unharmed(gateway, device, now=SECOND)
+
+
 def test_a_strangers_hello_in_a_members_name_is_dropped() -> None:
     gateway, device, other, _ = a_gateway()
     stranger = HandMember("pi-1", 1)
@@ -449,7 +601,6 @@ def with_keys_of(thief: str) -> Identity:
         index=1,
         static=key_pair(thief),
         gateway_static=true.gateway_static,
-        gateway_verify=true.gateway_verify,
     )
 
 
@@ -556,7 +707,140 @@ def test_a_query_with_other_content_under_a_known_seq_is_a_conflict() -> None:
     assert device.receive(D, first, now=3) == answer
 
 
+def test_a_fellow_member_cannot_rekey_another() -> None:
+    """It has the epoch's keys, and a session of its own."""
+    device, gateway = a_device()
+    fellow = HandGateway("pi-2", 2)
+    fellow.welcome(HandMember("pi-2", 2).hello())
+    refused(device, D, fellow.rekey(), "session")
+    assert fellow.session is not None and gateway.session is not None
+    fellow.session.index = 1
+    refused(device, D, fellow.rekey(), "seal")
+    for key in (gateway.key, gateway.epoch.seal_key, gateway.epoch.digest_key):
+        header = frames.build_session_header(Type.REKEY, gateway.session.number, 1, 0)
+        forged = header + aead_seal(bytes(72), key=key, nonce=0, header=header)
+        refused(device, D, forged, "seal")
+    device_is_unharmed(device, gateway)
+
+
+def test_a_devices_own_ready_is_no_rekey_under_whatever_type() -> None:
+    device, gateway = a_device()
+    assert gateway.session is not None
+    ready = only_publish(device.receive(D, gateway.session.welcome, now=0)).payload
+    refused(device, D, bytes([Type.REKEY]) + ready[1:], "seal")
+    device_is_unharmed(device, gateway)
+
+
+def test_a_former_member_with_the_former_epochs_key_can_ask_nothing_within_its_grace() -> None:
+    device, gateway = a_device()
+    former = gateway.epoch
+    device.receive(D, gateway.rekey(grace_ms=60_000), now=0)
+    mallory = SigningKey.from_seed(Stream("mallory")(32))
+    refused(device, Q, gateway.query(1, epoch=former, signing=mallory), "signature")
+    genuine, other = gateway.query(1), gateway.query(2, epoch=former)
+    refused(device, Q, gateway.query(1, epoch=former)[:-64] + genuine[-64:], "signature")
+    refused(device, Q, genuine[:-64] + other[-64:], "signature")
+    device_is_unharmed(device, gateway)
+
+
+def test_a_query_of_one_epoch_is_none_of_another_that_is_held_too() -> None:
+    device, gateway = a_device()
+    former = gateway.query(1)
+    device.receive(D, gateway.rekey(grace_ms=60_000), now=0)
+    current = gateway.query(2)
+    for frame, other in ((former, current), (current, former)):
+        refused(device, Q, frame[:2] + other[2:6] + frame[6:], "seal")
+    device_is_unharmed(device, gateway)
+
+
 # Replays
+
+
+def test_a_rekey_replayed_after_the_next_one_is_stale_and_brings_no_old_key_back() -> None:
+    device, gateway = a_device()
+    first, second = gateway.rekey(), gateway.rekey()
+    for frame in (first, second):
+        assert only_publish(device.receive(D, frame, now=0)).topic == A
+    refused(device, D, first, "stale")
+    device_is_unharmed(device, gateway)
+
+
+def test_a_rekey_that_was_held_back_until_after_the_next_one_is_stale() -> None:
+    """Else a broker could put a device back into an epoch whose key a former member knows."""
+    device, gateway = a_device()
+    held_back = gateway.rekey(grace_ms=60_000)
+    assert only_publish(device.receive(D, gateway.rekey(), now=0)).topic == A
+    refused(device, D, held_back, "stale")
+    device_is_unharmed(device, gateway)
+
+
+def test_a_rekey_copied_to_the_device_costs_a_ready_each_and_changes_no_key() -> None:
+    device, gateway = a_device()
+    frame = gateway.rekey(grace_ms=100)
+    device.receive(D, frame, now=0)
+    before = state_of(device)
+    for now in range(1, 200):
+        assert only_publish(device.receive(D, frame, now=now)).payload[0] == Type.READY
+    device._session._sent -= 199  # type: ignore[union-attr]
+    assert state_of(device) == before
+    device._session._sent += 199  # type: ignore[union-attr]
+    device_is_unharmed(device, gateway, now=200)
+
+
+def test_a_rekey_of_a_former_session_is_dropped_even_under_the_same_number() -> None:
+    device, gateway = a_device()
+    old = gateway.rekey()
+    device.receive(G, b"ready 00000001", now=0)
+    hello = only_publish(device.tick(now=SECOND))
+    device.receive(D, gateway.welcome(hello.payload), now=SECOND)
+    refused(device, D, old, "session", now=SECOND)
+    assert gateway.session is not None
+    disguised = old[:1] + bytes([gateway.session.number << 4]) + old[2:]
+    refused(device, D, disguised, "seal", now=SECOND)
+    device_is_unharmed(device, gateway, now=SECOND)
+
+
+def test_a_rekey_before_any_session_is_dropped() -> None:
+    gateway = HandGateway()
+    gateway.welcome(HandMember().hello())
+    device = lone_device()
+    refused(device, D, gateway.rekey(), "session")
+    device.connected(now=0)
+    refused(device, D, gateway.rekey(), "session")
+
+
+def test_a_claim_of_a_run_long_gone_is_answered_and_changes_nothing() -> None:
+    gateway, device, fellow, _ = a_gateway()
+    gateway.connected(now=0)
+    old = another_run().begin()
+    before = state_of(gateway)
+    answers = {only_publish(gateway.receive(CLAIM, old, now=now)).payload for now in range(100)}
+    assert len(answers) == 1 and state_of(gateway) == before
+    gateway_is_unharmed(gateway, device, fellow)
+
+
+def test_a_held_of_a_run_long_gone_changes_nothing() -> None:
+    gateway = lone_gateway(is_claiming=True)
+    gateway.connected(now=0)
+    old = lone_gateway(life=1, is_claiming=True)
+    held = another_run().answer(only_publish(old.connected(now=0)).payload, is_open=True)
+    before = state_of(gateway)
+    assert gateway.receive(CLAIM, held, now=1) == []
+    assert state_of(gateway) == before
+    gateway.tick(now=SECOND)
+    assert gateway.is_open
+
+
+def test_an_older_roster_word_replayed_makes_nobody_a_member_again() -> None:
+    gateway, device, fellow, _ = a_gateway()
+    old = another_run().seal_roster(gateway._roster)
+    gateway.update(without(gateway._roster, "pi-2"), now=1)
+    before = state_of(gateway)
+    assert gateway.receive(ROSTER, old, now=2) == []
+    assert state_of(gateway) == before
+    refused(gateway, fellow.topic, fellow.ready(), "stranger")
+    device.rekey(peers_rekey(gateway, device))
+    gateway_is_unharmed(gateway, device)
 
 
 def test_a_replayed_query_is_inferred_once_and_answered_with_the_same_bytes() -> None:
@@ -964,8 +1248,17 @@ def test_a_gateway_state_that_is_none_causes_nothing(state: bytes) -> None:
 
 def test_a_presence_of_a_member_in_unknown_words_is_dropped() -> None:
     gateway, device, fellow, _ = a_gateway()
-    for word in (b"", b"ready ", b"\xff", b"ready\nlost", b"x" * 100_000):
+    for word in (b"ready ", b"\xff", b"ready\nlost", b"x" * 100_000):
         refused(gateway, S, word, "presence")
+    gateway_is_unharmed(gateway, device, fellow)
+
+
+@pytest.mark.parametrize("name", ["pi-1", "pi-2", "stranger", "laptop-1"])
+def test_a_presence_that_was_removed_is_no_presence_and_changes_nothing(name: str) -> None:
+    gateway, device, fellow, _ = a_gateway()
+    before = state_of(gateway)
+    assert gateway.receive(f"fi1/acme/s/{name}", b"", now=1) == []
+    assert state_of(gateway) == before
     gateway_is_unharmed(gateway, device, fellow)
 
 
@@ -1038,9 +1331,10 @@ LOW_ORDER = [
 
 @pytest.mark.parametrize("public", LOW_ORDER, ids=["0", "1", "order 8", "order 8'", "p-1", "p", "p+1"])
 def test_a_key_of_low_order_is_refused_wherever_it_comes(public: bytes) -> None:
+    weak = Member(id="pi-2", index=2, role="device", public=public)
     gateway = Gateway(
         gateway_identity(),
-        [member("pi-1", 1), Member(id="pi-2", index=2, role="device", public=public)],
+        Roster(members=(member("pi-1", 1), weak)),
         [TASK],
         Stream("gateway"),
     )
@@ -1069,7 +1363,6 @@ def test_a_key_of_low_order_is_refused_wherever_it_comes(public: bytes) -> None:
         index=1,
         static=true.static,
         gateway_static=public,
-        gateway_verify=true.gateway_verify,
     )
     with pytest.raises(SealError, match="key"):
         Device(fooled, labelling(), Stream("fooled"))
@@ -1079,18 +1372,23 @@ def test_a_key_of_low_order_is_refused_wherever_it_comes(public: bytes) -> None:
 
 
 def test_a_device_believes_no_gateway_but_its_own() -> None:
-    device = lone_device()
+    device, true = lone_device(), HandGateway()
     _, hello = device.connected(now=0)
     assert isinstance(hello, Publish)
-    false = HandGateway()
+    false = HandGateway(life=1)
     false.identity = gateway_identity("false gateway")
     false.peer = edge_fi.session.Peer(member("pi-1", 1), false.identity)
     with pytest.raises(SealError, match="mac"):
         false.welcome(hello.payload)
-    refused(device, Q, false.query(1), "signature")
+    refused(device, Q, false.query(1), "epoch")  # whose signature to expect, the WELCOME says
     stranger = HandMember()
     stranger.joiner = edge_fi.session.Joiner(to_gateway(false), b"", Stream("x"))
     refused(device, D, false.welcome(stranger.hello()), "seal")
+    device.receive(D, true.welcome(hello.payload), now=1)
+    refused(device, Q, false.query(1), "signature")
+    refused(device, Q, false.query(1, epoch=true.epoch), "signature")
+    refused(device, D, false.rekey(), "seal")
+    device_is_unharmed(device, true)
 
 
 def to_gateway(gateway: HandGateway) -> Identity:
@@ -1103,7 +1401,6 @@ def to_gateway(gateway: HandGateway) -> Identity:
         index=1,
         static=true.static,
         gateway_static=gateway.identity.static.public,
-        gateway_verify=gateway.identity.signing.public,
     )
 
 
@@ -1128,7 +1425,6 @@ def test_a_device_of_another_federation_is_a_stranger() -> None:
             index=1,
             static=true.static,
             gateway_static=true.gateway_static,
-            gateway_verify=true.gateway_verify,
         ),
         b"",
         Stream("elsewhere"),

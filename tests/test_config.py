@@ -120,15 +120,15 @@ def test_one_environment_serves_every_role(tmp_path: Path) -> None:
     environment = {
         "EDGE_FI_ROUND__QUORUM": "2",
         "EDGE_FI_MODEL__PATH": "other.onnx",
-        "EDGE_FI_ROSTER": "other",
+        "EDGE_FI_STATE": "other",
         "EDGE_FI_TASK": "other.toml",
         "EDGE_FI_BROKER__PORT": "8883",
     }
-    gateway_file = "key = 'g'\nroster = 'r'\ntasks = ['t']"
+    gateway_file = "key = 'g'\nstate = 'r'\ntasks = ['t']"
     gateway = config.load(write(tmp_path, gateway_file), config.GatewayConfig, environment)
     device = config.load(write(tmp_path, DEVICE), config.DeviceConfig, environment)
     client = config.load(write(tmp_path, "key = 'c'\ntasks = ['t']"), config.ClientConfig, environment)
-    assert (gateway.round.quorum, gateway.roster, gateway.tasks) == (2, "other", ["t"])
+    assert (gateway.round.quorum, gateway.state, gateway.tasks) == (2, "other", ["t"])
     assert (device.model.path, device.task) == ("other.onnx", "other.toml")
     assert gateway.broker.port == device.broker.port == client.broker.port == 8883
 
@@ -169,7 +169,7 @@ def test_one_environment_serves_every_role(tmp_path: Path) -> None:
 def test_what_the_environment_gets_wrong_is_its_own(
     tmp_path: Path, environment: dict[str, str], words: str
 ) -> None:
-    path = write(tmp_path, "key = 'g'\nroster = 'r'\ntasks = ['t']")
+    path = write(tmp_path, "key = 'g'\nstate = 'r'\ntasks = ['t']")
     with pytest.raises(ConfigError) as caught:
         config.load(path, config.GatewayConfig, environment)
     assert str(caught.value).startswith(f"environment {words}")
@@ -239,7 +239,7 @@ def test_tasks_of_one_name_or_number_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_round_section_is_checked(tmp_path: Path, content: str, words: str) -> None:
-    path = write(tmp_path, f"key = 'g'\nroster = 'r'\ntasks = ['t']\n[round]\n{content}")
+    path = write(tmp_path, f"key = 'g'\nstate = 'r'\ntasks = ['t']\n[round]\n{content}")
     with pytest.raises(ConfigError) as caught:
         config.load(path, config.GatewayConfig, {})
     assert str(path) in str(caught.value) and words in str(caught.value)

@@ -1,5 +1,7 @@
 """The device machine alone: every input by hand, every effect exactly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from federation import (
@@ -7,6 +9,7 @@ from federation import (
     TASK,
     TENSOR,
     HandGateway,
+    gateway_identity,
     identity,
     labelling,
     lone_device,
@@ -15,17 +18,15 @@ from federation import (
     softmax,
 )
 
-from edge_fi.device import (
-    Device,
-    Labelling,
-    spread,
-)
+from edge_fi.crypto.keys import SigningKey
+from edge_fi.device import Device, Labelling, spread
 from edge_fi.effects import Infer, Joined, Publish, Rejected, Ticket
 from edge_fi.messages import VOTE_FORMS, Array, Form, Tensor
 from edge_fi.replay import WINDOW
 from edge_fi.session import FIRST_DOUBT_US, FIRST_RETRY_US, LAST_DOUBT_US, SESSION_US
 from edge_fi.wire import votes
-from edge_fi.wire.payloads import decode_ready
+from edge_fi.wire.frames import Type
+from edge_fi.wire.payloads import Ready, decode_ready
 
 Q = "fi1/acme/q/1"
 D = "fi1/acme/d/pi-1"
@@ -113,7 +114,7 @@ def test_a_welcome_begins_a_session_and_is_answered_by_ready() -> None:
     begun, ready, presence = device.receive(D, gateway.welcome(hello.payload), now=1)
     assert begun == Joined("gateway") and presence == READY
     assert isinstance(ready, Publish) and ready.topic == A
-    assert decode_ready(gateway.open(ready.payload)) == frozenset(VOTE_FORMS)
+    assert decode_ready(gateway.open(ready.payload)) == Ready(frozenset(VOTE_FORMS), gateway.epoch.number)
     assert device.next_deadline() == 1 + SESSION_US
 
 
@@ -512,10 +513,205 @@ def test_queries_of_an_unknown_epoch_are_looked_at_once_a_second() -> None:
     assert due is not None and due <= 2 * SECOND
 
 
-def test_a_query_that_comes_before_the_welcome_is_not_answered() -> None:
+def test_a_query_that_comes_before_the_welcome_is_not_answered_and_its_signature_not_looked_at() -> None:
+    """Whose signature it would have to be is told by the WELCOME alone."""
     device = lone_device()
     device.connected(now=0)
-    assert device.receive(Q, HandGateway().query(1), now=0) == [Rejected(reason="epoch", seq=1)]
+    genuine = HandGateway().query(1)
+    for query in (genuine, genuine[:-1] + bytes([genuine[-1] ^ 1])):
+        assert device.receive(Q, query, now=0) == [Rejected(reason="epoch")]
+    due = device.next_deadline()
+    assert due is not None and due >= FIRST_RETRY_US
+
+
+def readied(device: Device, gateway: HandGateway, rekey: bytes, *, now: int = 0) -> int:
+    """The epoch that the READY names which this REKEY causes, and nothing but a READY."""
+    (ready,) = device.receive(D, rekey, now=now)
+    assert isinstance(ready, Publish) and ready.topic == A and ready.payload[0] == 0x12
+    said = decode_ready(gateway.open(ready.payload))
+    assert said.forms == frozenset(VOTE_FORMS)
+    return said.epoch
+
+
+def test_a_rekey_begins_an_epoch_and_is_answered_by_ready() -> None:
+    device, gateway = joined()
+    before = gateway.epoch.number
+    assert readied(device, gateway, gateway.rekey()) == gateway.epoch.number == before + 1
+    query = gateway.query(1)
+    form, _ = gateway.open_answer(answered(device, query), query)
+    assert form is Form.LABEL
+    assert device.next_deadline() == SESSION_US
+
+
+def test_a_copy_of_the_rekey_is_answered_by_another_ready_and_changes_nothing() -> None:
+    device, gateway = joined()
+    rekey = gateway.rekey(grace_ms=100)
+    numbers = [readied(device, gateway, rekey, now=now) for now in (0, 90_000, 200_000)]
+    assert numbers == [gateway.epoch.number] * 3
+    former = gateway.epochs[gateway.epoch.number - 1]
+    # The copies gave the former epoch no longer time.
+    assert device.receive(Q, gateway.query(1, epoch=former), now=100_001) == [Rejected(reason="epoch", seq=1)]
+
+
+def test_a_rekey_that_a_later_one_has_overtaken_is_stale() -> None:
+    device, gateway = joined()
+    early, late = gateway.rekey(), gateway.rekey()
+    readied(device, gateway, late)
+    assert device.receive(D, early, now=1) == [Rejected(reason="stale")]
+    answered(device, gateway.query(1), now=1)
+    assert readied(device, gateway, late, now=2) == gateway.epoch.number
+
+
+def test_a_rekey_of_the_epoch_before_is_stale() -> None:
+    device, gateway = joined()
+    first = gateway.rekey()
+    readied(device, gateway, first)
+    readied(device, gateway, gateway.rekey())
+    assert device.receive(D, first, now=1) == [Rejected(reason="stale")]
+    answered(device, gateway.query(1), now=1)
+
+
+def test_a_device_that_reconnects_names_the_epoch_that_it_holds() -> None:
+    device, gateway = joined()
+    readied(device, gateway, gateway.rekey())
+    device.disconnected(now=1)
+    _, ready = device.connected(now=2)
+    assert isinstance(ready, Publish)
+    assert decode_ready(gateway.open(ready.payload)).epoch == gateway.epoch.number
+
+
+def test_a_query_of_the_former_epoch_is_answered_within_the_grace_and_not_after() -> None:
+    device, gateway = joined()
+    former = gateway.epoch
+    early, late, later = (gateway.query(seq) for seq in (1, 2, 3))
+    readied(device, gateway, gateway.rekey(grace_ms=500), now=SECOND)
+    form, _ = gateway.open_answer(answered(device, early, now=SECOND + 1), early)
+    assert form is Form.LABEL
+    answered(device, late, now=SECOND + 500_000)
+    assert device.receive(Q, later, now=SECOND + 500_001) == [Rejected(reason="epoch", seq=3)]
+    assert former.number != gateway.epoch.number
+    answered(device, gateway.query(4), now=SECOND + 500_001)
+
+
+def test_without_grace_the_former_epoch_is_over_at_once() -> None:
+    device, gateway = joined()
+    former = gateway.query(1)
+    readied(device, gateway, gateway.rekey(), now=SECOND)
+    assert device.receive(Q, former, now=SECOND + 1) == [Rejected(reason="epoch", seq=1)]
+
+
+def test_what_was_asked_in_the_former_epoch_is_answered_in_it_however_long_the_model_takes() -> None:
+    device, gateway = joined()
+    query = gateway.query(1, deadline_ms=60_000)
+    ticket = only_infer(device.receive(Q, query, now=0)).ticket
+    readied(device, gateway, gateway.rekey())
+    readied(device, gateway, gateway.rekey())
+    frame = only_publish(device.inferred(ticket, LOGITS, now=50 * SECOND)).payload
+    form, _ = gateway.open_answer(frame, query)
+    assert form is Form.LABEL
+
+
+def test_an_answer_is_sent_again_unchanged_after_the_epoch_has_changed() -> None:
+    device, gateway = joined()
+    query = gateway.query(1)
+    frame = answered(device, query)
+    readied(device, gateway, gateway.rekey(grace_ms=500))
+    assert device.receive(D, query, now=1) == [Publish(A, frame)]
+
+
+def test_settled_silences_a_query_of_the_former_epoch() -> None:
+    device, gateway = joined()
+    former = gateway.epoch
+    ticket = only_infer(device.receive(Q, gateway.query(1), now=0)).ticket
+    readied(device, gateway, gateway.rekey(grace_ms=500))
+    assert device.receive(Q, gateway.settled(1), now=1) == [Rejected(reason="unknown_query")]
+    assert device.receive(Q, gateway.settled(1, epoch=former), now=1) == []
+    assert device.inferred(ticket, LOGITS, now=2) == [Rejected(reason="ticket", seq=1)]
+
+
+def test_the_epoch_before_the_former_one_is_over_when_a_third_begins() -> None:
+    device, gateway = joined()
+    first = gateway.query(1)
+    readied(device, gateway, gateway.rekey(grace_ms=500))
+    second = gateway.query(2)
+    readied(device, gateway, gateway.rekey(grace_ms=500))
+    assert device.receive(Q, first, now=1) == [Rejected(reason="epoch", seq=1)]
+    answered(device, second, now=1)
+    answered(device, gateway.query(3), now=1)
+
+
+def test_a_seq_is_used_once_whatever_the_epoch() -> None:
+    device, gateway = joined()
+    answered(device, gateway.query(1))
+    readied(device, gateway, gateway.rekey())
+    assert device.receive(Q, gateway.query(1), now=1) == [Rejected(reason="conflict")]
+
+
+def test_a_new_signing_key_comes_with_the_epoch_and_the_former_one_goes_with_its_own() -> None:
+    device, gateway = joined()
+    old, new = gateway.identity.signing, SigningKey.from_seed(b"n" * 32)
+    former = gateway.epoch
+    readied(device, gateway, gateway.rekey(grace_ms=500, signing=new))
+    answered(device, gateway.query(1, epoch=former, signing=old), now=1)
+    answered(device, gateway.query(2), now=1)
+    assert device.receive(Q, gateway.query(3, signing=old), now=1) == [Rejected(reason="signature")]
+    forged = gateway.query(4, epoch=former, signing=new)
+    assert device.receive(Q, forged, now=1) == [Rejected(reason="signature")]
+    # Once the grace is over, the key of that time says nothing any more, not even a hint.
+    late = gateway.query(5, epoch=former, signing=old)
+    assert device.receive(Q, late, now=500_001) == [Rejected(reason="signature")]
+    assert device.next_deadline() == SESSION_US
+
+
+def test_the_key_of_a_welcome_is_the_one_that_queries_are_verified_under() -> None:
+    device, gateway = lone_device(), HandGateway()
+    gateway.identity = replace(gateway.identity, signing=SigningKey.from_seed(b"n" * 32))
+    _, hello = device.connected(now=0)
+    assert isinstance(hello, Publish)
+    device.receive(D, gateway.welcome(hello.payload), now=0)
+    answered(device, gateway.query(1))
+    former = gateway_identity().signing
+    assert device.receive(Q, gateway.query(2, signing=former), now=1) == [Rejected(reason="signature")]
+
+
+def test_a_new_session_knows_no_former_epoch() -> None:
+    device, gateway = joined()
+    former = gateway.query(1)
+    readied(device, gateway, gateway.rekey(grace_ms=60_000))
+    device.receive(G, b"ready 00000001", now=0)
+    rejoin(device, gateway, now=SECOND)
+    assert device.receive(Q, former, now=SECOND) == [Rejected(reason="epoch", seq=1)]
+    answered(device, gateway.query(2), now=SECOND)
+
+
+def test_a_rekey_of_the_session_before_is_dropped() -> None:
+    device, gateway = joined()
+    before = gateway.rekey()
+    readied(device, gateway, before)
+    device.receive(G, b"ready 00000001", now=0)
+    rejoin(device, gateway, now=SECOND)
+    assert device.receive(D, before, now=SECOND) == [Rejected(reason="session")]
+    answered(device, gateway.query(1), now=SECOND)
+
+
+def test_the_rekeys_of_a_new_session_are_counted_anew() -> None:
+    device, gateway = joined()
+    for _ in range(3):
+        readied(device, gateway, gateway.rekey())
+    device.receive(G, b"ready 00000001", now=0)
+    rejoin(device, gateway, now=SECOND)
+    assert readied(device, gateway, gateway.rekey(), now=SECOND) == gateway.epoch.number
+    answered(device, gateway.query(1), now=SECOND)
+
+
+@pytest.mark.parametrize("size", [0, 71, 73])
+def test_a_rekey_of_another_version_is_dropped_and_the_epoch_stays(size: int) -> None:
+    device, gateway = joined()
+    assert gateway.session is not None
+    broken = gateway.session.seal(Type.REKEY, bytes(size))
+    assert device.receive(D, broken, now=0) == [Rejected(reason="payload")]
+    assert device.receive(D, broken, now=1) == [Rejected(reason="replay")]
+    answered(device, gateway.query(1), now=1)
 
 
 # Values

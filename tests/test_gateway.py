@@ -1,6 +1,6 @@
 """The gateway machine alone: every input by hand, every effect exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -8,30 +8,27 @@ from federation import (
     TASK,
     TENSOR,
     HandMember,
+    code,
     gateway_identity,
     lone_gateway,
-    member,
     only_publish,
+    outcome_of,
     published,
+    roster_of,
 )
 
+from edge_fi import epoch as epoch_module
 from edge_fi import gateway as gateway_module
-from edge_fi.effects import Deliver, Effect, Joined, Noticed, Publish, Rejected
-from edge_fi.gateway import (
-    CLOSED_KEPT,
-    MAX_AHEAD,
-    MISSED_UNTIL_SILENT,
-    OUTCOMES_KEPT,
-    WELCOME_AGAIN_US,
-    Gateway,
-)
-from edge_fi.messages import VOTE_FORMS, Fate, Form, Outcome, Status, Task, Tensor
+from edge_fi.asks import OUTCOMES_KEPT
+from edge_fi.effects import Deliver, Effect, Joined, Noticed, Publish, Rejected, Restless
+from edge_fi.epoch import CLOSED_KEPT, MAX_AHEAD
+from edge_fi.gateway import AGAIN_US, EPOCH_US, MISSED_UNTIL_SILENT, Gateway
+from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Outcome, Status, Task, Tensor
 from edge_fi.replay import WINDOW
 from edge_fi.round import RoundPolicy
-from edge_fi.session import Member
 from edge_fi.voting.strategy import STRATEGIES, Strategy
-from edge_fi.wire import frames, votes
-from edge_fi.wire.payloads import decode_query, encode_ready
+from edge_fi.wire import frames
+from edge_fi.wire.payloads import Ready, decode_query, encode_ready
 from firmware_sim.stream import Stream
 
 Q = "fi1/acme/q/1"
@@ -44,19 +41,6 @@ G = "fi1/acme/gateway/state"
 SECOND = 1_000_000
 LATER = 60 * SECOND
 OTHER_TASK = Task(name="sorts", number=1, labels=("a", "b", "c", "e"), shape=(2,), dtype="uint8")
-
-
-def code(label: int, *, weight: float = 0.0) -> bytes:
-    """A label vote that is as sure as can be."""
-    probabilities = np.full(4, 0.0)
-    probabilities[label] = 1.0
-    return votes.quantize(Form.LABEL, probabilities, weight, scale=TASK.log_weight)
-
-
-def outcome_of(effects: list[Effect]) -> Outcome:
-    """The one outcome delivered among these effects."""
-    (outcome,) = [effect.outcome for effect in effects if isinstance(effect, Deliver)]
-    return outcome
 
 
 def joined(*names: str, policy: RoundPolicy | None = None) -> tuple[Gateway, list[HandMember]]:
@@ -81,8 +65,16 @@ def ask(gateway: Gateway, *, now: int = 0, policy: RoundPolicy | None = None) ->
 # Connecting
 
 
-def test_a_gateway_subscribes_to_members_topics_and_its_own_state_and_to_no_tree() -> None:
-    assert lone_gateway().subscriptions == ["fi1/acme/a/+", "fi1/acme/s/+", "fi1/acme/ca/+", G]
+def test_a_gateway_subscribes_to_members_topics_and_its_own_words_and_to_no_tree() -> None:
+    assert lone_gateway().subscriptions == [
+        "fi1/acme/a/+",
+        "fi1/acme/s/+",
+        "fi1/acme/ca/+",
+        "fi1/acme/join",
+        G,
+        "fi1/acme/gateway/roster",
+        "fi1/acme/gateway/claim",
+    ]
 
 
 def test_a_gateway_states_its_presence_and_its_boot() -> None:
@@ -103,7 +95,7 @@ def test_a_wrong_retained_state_is_corrected_at_once_and_then_once_a_second() ->
     assert gateway.receive(G, b"ready 00000002", now=7) == []
     assert gateway.next_deadline() == 5 + SECOND
     assert gateway.tick(now=5 + SECOND) == [state]
-    assert gateway.next_deadline() is None
+    assert gateway.next_deadline() == EPOCH_US
     assert gateway.receive(G, b"lost", now=5 + 2 * SECOND) == [state]
 
 
@@ -144,8 +136,9 @@ def test_a_device_is_online_when_a_frame_opened_and_not_before() -> None:
 def test_a_ready_names_the_forms_that_its_device_offers() -> None:
     gateway = lone_gateway()
     device = HandMember().join(gateway, ready=False)
-    forms = frozenset({Form.LABEL, Form.LOGITS_8})
-    assert gateway.receive(A, device.ready(encode_ready(forms)), now=0) == [Joined("pi-1", forms)]
+    assert device.epoch is not None
+    ready = Ready(frozenset({Form.LABEL, Form.LOGITS_8}), device.epoch.number)
+    assert gateway.receive(A, device.ready(encode_ready(ready)), now=0) == [Joined("pi-1", ready.forms)]
 
 
 def test_the_same_hello_gets_the_same_welcome() -> None:
@@ -159,7 +152,7 @@ def test_a_welcome_that_nothing_answers_is_sent_again_three_times() -> None:
     gateway = lone_gateway()
     welcome = gateway.receive(A, HandMember().hello(), now=0)
     now = 0
-    for wait_us in WELCOME_AGAIN_US:
+    for wait_us in AGAIN_US:
         now += wait_us
         assert gateway.next_deadline() == now
         assert gateway.tick(now=now - 1) == []
@@ -239,8 +232,44 @@ def test_a_second_ready_says_nothing_new() -> None:
 def test_a_ready_of_another_size_is_refused_and_begins_nothing() -> None:
     gateway = lone_gateway()
     device = HandMember().join(gateway, ready=False)
-    assert gateway.receive(A, device.ready(b"\0"), now=1) == [Rejected(reason="payload", peer="pi-1")]
+    for size in (0, 2, 5, 7):
+        refusal = gateway.receive(A, device.ready(bytes(size)), now=1)
+        assert refusal == [Rejected(reason="payload", peer="pi-1")]
     assert gateway.online(1) == ()
+
+
+def begun(gateway: Gateway, member: HandMember, *, now: int) -> list[Effect]:
+    """What the gateway tells as this member's new session begins."""
+    member.join(gateway, now=now, ready=False)
+    is_client = member.identity.role == "client"
+    frame = member.ask(task=9) if is_client else member.ready()
+    return [
+        its for its in gateway.receive(member.topic, frame, now=now) if isinstance(its, Joined | Restless)
+    ]
+
+
+@pytest.mark.parametrize(("name", "index", "role"), [("pi-1", 1, "device"), ("laptop-1", 101, "client")])
+def test_a_member_that_begins_session_after_session_is_told_of_once_in_five(
+    name: str, index: int, role: str
+) -> None:
+    """Two devices that hold one key take the session from each other, again and again."""
+    gateway = lone_gateway("pi-1", clients=["laptop-1"])
+    told = [
+        begun(gateway, HandMember(name, index, role, life=life), now=life * 15 * SECOND) for life in range(12)
+    ]
+    assert [Restless(name) in effects for effects in told] == [False, False, False, False, True] * 2 + [
+        False,
+        False,
+    ]
+    assert [type(effects[0]) for effects in told] == [Joined] * 12
+    assert gateway.online(1) == (("pi-1",) if role == "device" else ())
+
+
+def test_a_member_that_boots_now_and_then_and_one_among_many_are_not_told_of() -> None:
+    gateway = lone_gateway(*(f"pi-{index}" for index in range(1, 8)))
+    told = [begun(gateway, HandMember(life=life), now=life * 16 * SECOND) for life in range(12)]
+    told += [begun(gateway, HandMember(f"pi-{index}", index), now=300 * SECOND) for index in range(2, 8)]
+    assert [len(effects) for effects in told] == [1] * 18
 
 
 def test_a_welcome_names_the_lowest_seq_that_is_open() -> None:
@@ -466,41 +495,18 @@ def test_callers_mistakes_are_errors_and_nothing_is_sent() -> None:
     assert frames.parse_query(ask(gateway)).seq == 1
 
 
-def make_gateway(*roster: Member, strategies: Mapping[str, Strategy] = STRATEGIES) -> Gateway:
-    """A gateway of this roster."""
-    return Gateway(gateway_identity(), roster, [TASK], Stream("gateway"), strategies=strategies)
+def make_gateway(
+    strategies: Mapping[str, Strategy], *, policy: RoundPolicy | None = None, clients: Sequence[str] = ()
+) -> Gateway:
+    """A gateway that knows these strategies."""
+    roster = roster_of("pi-1", clients=clients)
+    return Gateway(
+        gateway_identity(), roster, [TASK], Stream("gateway"), policy=policy, strategies=strategies
+    )
 
 
-def test_a_roster_gives_each_index_once_and_none_is_0() -> None:
-    for roster in (
-        [member("pi-1", 1), member("pi-2", 1)],
-        [member("pi-1", 1), member("laptop-1", 1, "client")],
-        [member("pi-1", 0)],
-        [member("pi-1", 1), member("pi-2", 0)],
-    ):
-        with pytest.raises(ValueError, match="index"):
-            make_gateway(*roster)
-
-
-def test_a_roster_gives_each_id_once_in_its_role() -> None:
-    with pytest.raises(ValueError, match="id twice"):
-        make_gateway(member("pi-1", 1), member("pi-1", 2))
-    with pytest.raises(ValueError, match="id twice"):
-        make_gateway(member("pi-1", 1, "client"), member("pi-1", 2, "client"))
-
-
-def test_a_device_and_a_client_of_the_same_id_are_two_members() -> None:
-    gateway = make_gateway(member("pi-1", 1), member("pi-1", 101, "client"))
-    device = HandMember("pi-1", 1).join(gateway)
-    client = HandMember("pi-1", 101, "client").join(gateway)
-    assert (device.topic, client.topic) == (A, "fi1/acme/ca/pi-1")
-    assert gateway.online(1) == ("pi-1",)
-    assert gateway.receive(client.topic, client.ask(), now=1) != []
-    assert gateway.receive(A, client.ask(), now=1) == [Rejected(reason="direction", peer="pi-1")]
-
-
-def test_a_roster_may_come_as_any_iterable() -> None:
-    gateway = Gateway(gateway_identity(), iter([member("pi-1", 1)]), [TASK], Stream("gateway"))
+def test_tasks_may_come_as_any_iterable() -> None:
+    gateway = Gateway(gateway_identity(), roster_of("pi-1"), iter([TASK]), Stream("gateway"))
     HandMember().join(gateway)
     assert gateway.online(1) == ("pi-1",)
 
@@ -510,19 +516,13 @@ def test_a_roster_may_come_as_any_iterable() -> None:
 )
 def test_a_strategys_name_is_ascii_of_1_to_255_characters(name: str) -> None:
     with pytest.raises(ValueError, match="strategy's name"):
-        make_gateway(strategies={**STRATEGIES, name: STRATEGIES["hard"]})
+        make_gateway({**STRATEGIES, name: STRATEGIES["hard"]})
 
 
 @pytest.mark.parametrize("name", ["x", "x" * 255], ids=len)
 def test_a_strategys_name_of_any_allowed_length_reaches_the_client(name: str) -> None:
-    gateway = Gateway(
-        gateway_identity(),
-        [member("pi-1", 1), member("laptop-1", 101, "client")],
-        [TASK],
-        Stream("gateway"),
-        policy=RoundPolicy(strategy=name),
-        strategies={name: STRATEGIES["hard"]},
-    )
+    policy = RoundPolicy(strategy=name)
+    gateway = make_gateway({name: STRATEGIES["hard"]}, policy=policy, clients=["laptop-1"])
     device, client = HandMember().join(gateway), HandMember("laptop-1", 101, "client").join(gateway)
     query = only_publish(gateway.receive(CA, client.ask(), now=0)).payload
     reply = only_publish(gateway.receive(A, device.answer(query, code(2)), now=1))
@@ -530,15 +530,14 @@ def test_a_strategys_name_of_any_allowed_length_reaches_the_client(name: str) ->
 
 
 def test_a_strategy_of_the_users_own_is_used() -> None:
-    gateway = Gateway(
-        lone_gateway().identity,
-        [],
-        [TASK],
-        lambda size: bytes(size),
-        strategies={"last": lambda probabilities, log_weights: probabilities[-1]},
-        policy=RoundPolicy(strategy="last"),
-    )
-    assert outcome_of(gateway.ask(1, TENSOR, reference="me", now=0)).status is Status.NO_MEMBERS
+    def last(probabilities: Array, log_weights: Array) -> Array:
+        return np.asarray(probabilities[-1])
+
+    gateway = make_gateway({"last": last}, policy=RoundPolicy(strategy="last"))
+    device = HandMember().join(gateway)
+    query = ask(gateway)
+    outcome = outcome_of(gateway.receive(A, device.answer(query, code(2)), now=1))
+    assert (outcome.label, outcome.strategy) == (2, "last")
 
 
 # Silent members
@@ -671,8 +670,8 @@ def test_a_task_with_512_open_queries_is_overloaded_until_the_oldest_closes() ->
     assert MAX_AHEAD < WINDOW
 
 
-def test_an_epoch_ends_before_its_sequence_numbers_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_module, "MAX_SEQ", 1)
+def test_a_run_ends_before_its_sequence_numbers_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epoch_module, "MAX_SEQ", 1)
     gateway, _ = joined()
     ask(gateway)
     assert outcome_of(gateway.ask(1, TENSOR, reference="me", now=0)).status is Status.OVERLOADED

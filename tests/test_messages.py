@@ -105,6 +105,7 @@ def test_the_digest_of_a_task_is_over_these_bytes() -> None:
     expected = crypto_generichash_blake2b_salt_personal(
         content, digest_size=8, person=b"fi1 task".ljust(16, b"\0")
     )
+    assert task().definition() == content
     assert task().digest() == expected
 
 
@@ -191,8 +192,9 @@ def test_forms_fates_and_statuses_have_the_numbers_of_the_wire() -> None:
         "SILENCED",
         "MISSING",
         "LATE",
+        "REVOKED",
     ]
-    assert [fate.value for fate in Fate] == list(range(6))
+    assert [fate.value for fate in Fate] == list(range(7))
     assert [status.name for status in sorted(Status)] == [
         "ANSWERED",
         "NO_QUORUM",

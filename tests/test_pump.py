@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live import eventually, need
+from live import eventually, make_state, need
 
 from broker.embedded import EmbeddedBroker, available
-from edge_fi.adapters import keyfile
 from edge_fi.adapters.mqtt import MqttLink, Received
 from edge_fi.cli.run import gateway
 from edge_fi.demo.members import ASSETS
@@ -161,19 +160,10 @@ def test_before_each_turn_of_run_its_caller_is_asked_how_long_it_may_wait() -> N
 
 @pytest.fixture
 def gateway_toml(tmp_path: Path) -> Path:
-    keyfile.make_gateway(tmp_path, "acme", os.urandom)
-    keyfile.make_member(
-        tmp_path,
-        "device",
-        "pi-01",
-        gateway=tmp_path / "gateway.pub",
-        roster=tmp_path / "roster",
-        index=None,
-        entropy=os.urandom,
-    )
+    make_state(tmp_path, "acme", ["pi-01"], [])
     path = tmp_path / "gateway.toml"
     task = json.dumps(str(ASSETS / "digits.toml"))
-    path.write_text(f'key = "gateway.key"\nroster = "roster"\ntasks = [{task}]\n')
+    path.write_text(f'key = "gateway.key"\nstate = "state.db"\ntasks = [{task}]\n')
     return path
 
 

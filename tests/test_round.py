@@ -12,7 +12,7 @@ from edge_fi.messages import Array, Fate, Form, Outcome, Status, Vote
 from edge_fi.round import TRANSITIONS, Event, Round, RoundPolicy
 
 NAMES = {1: "pi-1", 2: "pi-2", 3: "pi-3", 4: "pi-4"}
-EVENTS: tuple[Event, ...] = ("vote", "abstain", "settle", "expire")
+EVENTS: tuple[Event, ...] = ("vote", "abstain", "settle", "expire", "revoke")
 TABLE: dict[tuple[Fate, str], Fate] = {
     (Fate.ASKED, "vote"): Fate.COUNTED,
     (Fate.ASKED, "abstain"): Fate.DECLINED,
@@ -22,6 +22,9 @@ TABLE: dict[tuple[Fate, str], Fate] = {
     (Fate.MISSING, "abstain"): Fate.LATE,
     (Fate.SILENCED, "vote"): Fate.LATE,
     (Fate.SILENCED, "abstain"): Fate.LATE,
+    (Fate.ASKED, "revoke"): Fate.REVOKED,
+    (Fate.COUNTED, "revoke"): Fate.REVOKED,
+    (Fate.DECLINED, "revoke"): Fate.REVOKED,
 }
 
 
@@ -75,6 +78,8 @@ def with_member_1(fate: Fate) -> Round:
             close(its_round)
         case Fate.MISSING | Fate.LATE:
             close(its_round)
+        case Fate.REVOKED:
+            its_round.revoke(1)
     if fate is Fate.LATE:
         its_round.add(1, vote(1))
     assert its_round.fates[1] is fate
@@ -87,9 +92,9 @@ def with_member_1(fate: Fate) -> Round:
 def test_the_table_is_that_of_the_module_head() -> None:
     documented = set()
     for line in (round_module.__doc__ or "").splitlines():
-        rule = re.match(r"    ([A-Z]+)\s+--(.+)-->\s+([A-Z]+)", line)
+        rule = re.match(r"    ([A-Z, ]+?)\s+--(.+)-->\s+([A-Z]+)", line)
         if rule:
-            befores = [rule[1]] + (["SILENCED"] if "and so from SILENCED" in line else [])
+            befores = rule[1].split(", ") + (["SILENCED"] if "and so from SILENCED" in line else [])
             for before, event in itertools.product(befores, rule[2].split(" | ")):
                 documented.add((Fate[before], event, Fate[rule[3]]))
     assert documented == {(before, event, after) for (before, event), after in TABLE.items()}
@@ -112,8 +117,20 @@ def test_an_answer_is_booked_as_the_table_says_or_refused(fate: Fate, event: str
         assert its_round.fates[1] is expected
 
 
+OPEN_FATES = [Fate.ASKED, Fate.COUNTED, Fate.DECLINED, Fate.REVOKED]
+
+
+@pytest.mark.parametrize("fate", OPEN_FATES)
+def test_revoking_does_to_a_member_what_the_table_says(fate: Fate) -> None:
+    its_round = with_member_1(fate)
+    its_round.add(2, vote(2))
+    its_round.revoke(1)
+    assert its_round.fates[1] is TABLE.get((fate, "revoke"), fate) is Fate.REVOKED
+    assert list(its_round.votes) == [2] and its_round.silent() == [3]
+
+
 @pytest.mark.parametrize("event", ["settle", "expire"])
-@pytest.mark.parametrize("fate", [Fate.ASKED, Fate.COUNTED, Fate.DECLINED])
+@pytest.mark.parametrize("fate", OPEN_FATES)
 def test_closing_does_to_a_member_what_the_table_says(fate: Fate, event: str) -> None:
     # Settled by the votes of 2 and 3; expired with 2 and 3 still silent.
     its_round = make_round(stop_after=2 if event == "settle" else 0)
@@ -121,7 +138,9 @@ def test_closing_does_to_a_member_what_the_table_says(fate: Fate, event: str) ->
         its_round.add(2, vote(2))
         if fate is not Fate.COUNTED:
             its_round.add(3, vote(3))
-    if fate is not Fate.ASKED:
+    if fate is Fate.REVOKED:
+        its_round.revoke(1)
+    elif fate is not Fate.ASKED:
         its_round.add(1, vote(1) if fate is Fate.COUNTED else None)
     assert its_round.is_complete == (event == "settle")
     close(its_round)
@@ -138,8 +157,9 @@ def test_closing_again_changes_nobodys_fate(fate: Fate) -> None:
 
 def test_every_pair_of_fate_and_event_is_tried_above_or_cannot_occur() -> None:
     answers = set(itertools.product(Fate, ("vote", "abstain")))
-    closings = set(itertools.product((Fate.ASKED, Fate.COUNTED, Fate.DECLINED), ("settle", "expire")))
-    rest = set(itertools.product(Fate, EVENTS)) - answers - closings
+    closings = set(itertools.product(OPEN_FATES, ("settle", "expire")))
+    revocations = set(itertools.product(OPEN_FATES, ("revoke",)))
+    rest = set(itertools.product(Fate, EVENTS)) - answers - closings - revocations
     assert {fate for fate, _ in rest} == {Fate.SILENCED, Fate.MISSING, Fate.LATE}
     assert not rest & set(TRANSITIONS)
 
@@ -180,6 +200,73 @@ def test_a_late_vote_does_not_change_a_closed_round() -> None:
     assert its_round.add(2, vote(2, 0.0, 0.0, 1.0)) is Fate.LATE
     assert list(its_round.votes) == [1]
     assert close(its_round).probabilities == outcome.probabilities == (1.0, 0.0, 0.0)
+
+
+# Revocation
+
+
+def test_the_vote_of_a_revoked_member_is_taken_back() -> None:
+    its_round = make_round()
+    its_round.add(1, vote(1, 1.0, 0.0, 0.0))
+    its_round.add(2, vote(2, 0.0, 0.0, 1.0))
+    its_round.revoke(1)
+    outcome = close(its_round)
+    assert (outcome.label, outcome.probabilities) == (2, (0.0, 0.0, 1.0))
+    assert outcome.fates == (("pi-1", Fate.REVOKED), ("pi-2", Fate.COUNTED), ("pi-3", Fate.MISSING))
+    assert [its_vote.device for its_vote in outcome.votes] == ["pi-2"]
+
+
+def test_a_revoked_member_is_awaited_no_longer() -> None:
+    its_round = make_round()
+    its_round.add(2, vote(2))
+    its_round.add(3, vote(3))
+    assert not its_round.is_complete
+    its_round.revoke(1)
+    assert its_round.is_complete
+
+
+def test_a_vote_that_is_taken_back_is_none_of_those_that_are_enough() -> None:
+    its_round = make_round(asked=(1, 2, 3, 4), stop_after=2)
+    its_round.add(1, vote(1))
+    its_round.revoke(1)
+    its_round.add(2, vote(2))
+    assert not its_round.is_complete
+    its_round.add(3, vote(3))
+    assert its_round.is_complete
+
+
+def test_with_its_vote_a_revoked_member_takes_the_quorum() -> None:
+    its_round = make_round(quorum=2)
+    its_round.add(1, vote(1))
+    its_round.add(2, vote(2))
+    its_round.revoke(2)
+    its_round.add(3, None)
+    assert close(its_round).status is Status.NO_QUORUM
+
+
+def test_a_round_whose_members_are_all_revoked_is_over_and_has_no_outcome() -> None:
+    its_round = make_round(asked=(1, 2))
+    its_round.revoke(1)
+    its_round.revoke(2)
+    assert its_round.is_complete
+    outcome = close(its_round)
+    assert (outcome.status, outcome.label) == (Status.NO_QUORUM, None)
+    assert outcome.members(Fate.REVOKED) == ("pi-1", "pi-2")
+
+
+@pytest.mark.parametrize("fate", [Fate.SILENCED, Fate.MISSING, Fate.LATE])
+def test_what_became_of_a_member_in_a_closed_round_stays_so(fate: Fate) -> None:
+    its_round = with_member_1(fate)
+    before = books(its_round)
+    its_round.revoke(1)
+    assert books(its_round) == before
+
+
+def test_revoking_whoever_was_not_asked_changes_nothing() -> None:
+    its_round = make_round(asked=(1, 2, 3))
+    before = books(its_round)
+    its_round.revoke(4)
+    assert books(its_round) == before
 
 
 # When it is over

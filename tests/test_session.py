@@ -1,6 +1,7 @@
 """Sessions: the handshake from both sides, its resends and forgeries, and frames under its keys."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from federation import gateway_identity, identity, key_pair, member
@@ -16,6 +17,8 @@ from edge_fi.session import (
     FIRST_DOUBT_US,
     FIRST_RETRY_US,
     MAX_SPENT,
+    RESTLESS_SESSIONS,
+    RESTLESS_US,
     SESSION_US,
     Joiner,
     Peer,
@@ -29,6 +32,7 @@ from firmware_sim.stream import Stream
 
 INDEX = 7
 EPOCH_KEY = b"e" * 32
+VERIFY = b"v" * 32
 MS = 1000
 
 
@@ -59,8 +63,9 @@ def answer(peer: Peer, hello: bytes, role: str = "device", dice: str = "gateway"
     """The pending session that this HELLO begins, with its WELCOME."""
     _, handshake = peer.read_hello(hello, entropy=Stream(dice))
     assert isinstance(handshake, HandshakeKK)
-    epoch_key = EPOCH_KEY if role == "device" else b""
-    welcome = Welcome(session=peer.next_number(), boot=1, rejoin_window_ms=100, epoch_key=epoch_key)
+    welcome = Welcome(session=peer.next_number(), boot=1, rejoin_window_ms=100)
+    if role == "device":
+        welcome = replace(welcome, epoch=6, epoch_key=EPOCH_KEY, verify=VERIFY)
     return peer.welcome(hello, handshake, welcome, task=1, model=b"model-01")
 
 
@@ -102,7 +107,44 @@ def test_an_mqtt_client_id_is_22_characters_from_the_private_key() -> None:
 
 def test_every_key_has_its_own_mqtt_client_id() -> None:
     ids = {identity("pi-7", 7).mqtt_client_id, identity("pi-8", 7).mqtt_client_id}
-    assert len(ids | {gateway_identity().mqtt_client_id}) == 3
+    assert len(ids | {mqtt_client_id(gateway_identity().static)}) == 3
+
+
+def test_each_run_of_a_gateway_has_its_own_mqtt_client_id() -> None:
+    """A broker gives the link of a client id to whoever comes last."""
+    gateway = gateway_identity()
+    expected = "fi" + blake2b(gateway.static.private, b"fi1 client id", b"\0\0\1\2", 10).hex()
+    assert gateway.mqtt_client_id(0x0102) == expected
+    assert len({gateway.mqtt_client_id(boot) for boot in range(10)} | {expected}) == 11
+
+
+@pytest.mark.parametrize("role", ["device", "client", "helper"])
+def test_both_sides_know_a_members_mqtt_password_that_nobody_sends(role: str) -> None:
+    me, gateway = identity("pi-7", INDEX, role), gateway_identity()
+    shared = crypto_scalarmult(me.static.private, gateway.static.public)
+    expected = blake2b(shared, b"fi1 broker", prologue("acme", role, INDEX), 16).hex()
+    assert me.mqtt_password == expected
+    assert gateway.member_password(member("pi-7", INDEX, role)) == expected
+
+
+def test_a_password_is_good_for_one_member_in_one_role_with_one_index_of_one_federation() -> None:
+    passwords = {
+        gateway_identity().mqtt_password,
+        replace(gateway_identity(), federation="other").mqtt_password,
+        identity("pi-7", INDEX).mqtt_password,
+        identity("pi-8", INDEX).mqtt_password,
+        identity("pi-7", 8).mqtt_password,
+        identity("pi-7", INDEX, "client").mqtt_password,
+        replace(identity("pi-7", INDEX), federation="other").mqtt_password,
+        replace(identity("pi-7", INDEX), gateway_static=key_pair("other").public).mqtt_password,
+    }
+    assert len(passwords) == 8 and {len(password) for password in passwords} == {32}
+
+
+def test_a_gateways_mqtt_password_comes_from_its_private_key() -> None:
+    gateway = gateway_identity()
+    context = b"fi1\x04acme\x07gateway\0\0"
+    assert gateway.mqtt_password == blake2b(gateway.static.private, b"fi1 broker", context, 16).hex()
 
 
 def test_both_sides_get_the_same_hello_key_from_the_static_keys_alone() -> None:
@@ -149,7 +191,9 @@ def test_a_welcome_tells_the_member_what_the_gateway_said() -> None:
     joiner, peer = make_joiner(), make_peer()
     _, handshake = peer.read_hello(hello := begin(joiner), entropy=Stream("gateway"))
     assert isinstance(handshake, HandshakeKK)
-    said = Welcome(session=3, boot=5, rejoin_window_ms=100, epoch=6, floor=7, epoch_key=EPOCH_KEY)
+    said = Welcome(
+        session=3, boot=5, rejoin_window_ms=100, epoch=6, floor=7, epoch_key=EPOCH_KEY, verify=VERIFY
+    )
     session = peer.welcome(hello, handshake, said, task=1, model=b"model-01")
     mine, heard = joiner.finish(session.welcome, now=0)
     assert heard == said
@@ -213,7 +257,7 @@ def test_the_hello_of_a_superseded_session_is_a_replay_and_costs_no_dh(dh_calls:
         with pytest.raises(ProtocolError, match=r"^replay$"):
             peer.read_hello(hello, entropy=Stream("gateway"))
     assert dh_calls == []
-    assert peer.latest_pending is None
+    assert peer.unanswered == b""
 
 
 def test_the_hellos_of_16_superseded_sessions_are_remembered() -> None:
@@ -249,7 +293,7 @@ def test_a_new_hello_is_welcome_while_a_session_is_current() -> None:
     peer.promote(first)
     second = answer(peer, begin(joiner), dice="later")
     assert peer.current is first
-    assert peer.latest_pending is second
+    assert peer.unanswered == second.welcome
     assert peer.find(second.number) is second
 
 
@@ -260,7 +304,7 @@ def test_no_byte_of_a_hello_can_be_changed() -> None:
         changed = hello[:place] + bytes([hello[place] ^ 1]) + hello[place + 1 :]
         with pytest.raises(ProtocolError, match=r"^(mac|flags|index)$"):
             peer.read_hello(changed, entropy=Stream("gateway"))
-    assert peer.latest_pending is None
+    assert peer.unanswered == b""
 
 
 def test_a_stranger_and_a_fellow_member_cannot_say_hello_for_another() -> None:
@@ -348,7 +392,7 @@ def test_a_session_is_promoted_once() -> None:
     assert peer.current is None
     assert peer.promote(session) is True
     assert peer.current is session
-    assert peer.latest_pending is None
+    assert peer.unanswered == b""
     assert peer.promote(session) is False
     assert peer.current is session
 
@@ -359,7 +403,7 @@ def test_what_was_begun_before_the_promoted_session_is_forgotten() -> None:
     peer.promote(old)
     crossed, new = (answer(peer, begin(joiner), dice=str(number)) for number in range(2))
     peer.promote(new)
-    assert peer.latest_pending is None
+    assert peer.unanswered == b""
     for forgotten in (old, crossed):
         with pytest.raises(ProtocolError, match=r"^session$"):
             peer.find(forgotten.number)
@@ -369,17 +413,66 @@ def test_what_was_begun_after_the_promoted_session_stays_pending() -> None:
     joiner, peer = make_joiner(), make_peer()
     crossed, newer = (answer(peer, begin(joiner), dice=str(number)) for number in range(2))
     peer.promote(crossed)
-    assert peer.latest_pending is newer
+    assert peer.unanswered == newer.welcome
     assert peer.promote(newer)
     assert peer.current is newer
 
 
-def test_the_latest_pending_session_is_the_newest() -> None:
+def test_what_is_unanswered_is_the_newest_welcome() -> None:
     joiner, peer = make_joiner(), make_peer()
-    assert peer.latest_pending is None
+    assert peer.unanswered == b""
     answer(peer, begin(joiner))
     newest = answer(peer, begin(joiner), dice="later")
-    assert peer.latest_pending is newest
+    assert peer.unanswered == newest.welcome
+
+
+def test_without_a_welcome_on_its_way_a_rekey_is_what_is_unanswered() -> None:
+    joiner, peer = make_joiner(), make_peer()
+    peer.promote(answer(peer, begin(joiner)))
+    peer.rekey = b"rekey"
+    assert peer.unanswered == b"rekey"
+    welcome = answer(peer, begin(joiner), dice="later").welcome
+    assert peer.unanswered == welcome
+
+
+def test_a_rekey_of_the_session_before_is_forgotten_with_it() -> None:
+    joiner, peer = make_joiner(), make_peer()
+    first = answer(peer, begin(joiner))
+    peer.promote(first)
+    peer.rekey = b"rekey"
+    assert peer.promote(first) is False and peer.rekey == b"rekey"
+    peer.promote(answer(peer, begin(joiner), dice="later"))
+    assert peer.rekey == peer.unanswered == b""
+
+
+def test_a_session_of_a_device_was_given_the_epoch_of_its_welcome_and_a_clients_none() -> None:
+    joiner, peer = make_joiner(), make_peer()
+    assert answer(peer, begin(joiner)).epochs == {6}
+    joiner, peer = make_joiner("client"), make_peer("client")
+    assert answer(peer, begin(joiner), "client").epochs == set()
+
+
+# Restlessness
+
+
+def test_five_sessions_within_a_minute_are_too_many_and_said_once() -> None:
+    assert (RESTLESS_SESSIONS, RESTLESS_US) == (5, 60_000_000)
+    peer = make_peer()
+    verdicts = [peer.is_restless(now=15_000_000 * turn) for turn in range(12)]
+    assert verdicts == [False, False, False, False, True] * 2 + [False, False]
+
+
+def test_five_sessions_in_more_than_a_minute_are_not_too_many() -> None:
+    peer = make_peer()
+    assert not any(peer.is_restless(now=15_000_001 * turn) for turn in range(100))
+
+
+def test_a_restless_minute_may_begin_after_quiet_ones() -> None:
+    peer = make_peer()
+    hour = 60 * RESTLESS_US
+    quiet = [peer.is_restless(now=hour * turn) for turn in range(7)]
+    assert not any(quiet)
+    assert [peer.is_restless(now=7 * hour + turn) for turn in range(5)] == [False] * 4 + [True]
 
 
 def test_session_numbers_are_given_in_turn_and_begin_again_after_15() -> None:
@@ -708,7 +801,7 @@ def test_a_stray_welcome_of_another_index_is_no_hint() -> None:
 # Frames under a session
 
 
-@pytest.mark.parametrize("kind", [Type.READY, Type.ASK, Type.OUTCOME])
+@pytest.mark.parametrize("kind", [Type.READY, Type.REKEY, Type.ASK, Type.OUTCOME])
 def test_a_frame_opens_at_the_other_side(kind: Type) -> None:
     mine, theirs = sessions()
     assert carry(mine, theirs, kind, b"payload") == b"payload"
@@ -791,12 +884,20 @@ def test_each_type_has_its_own_window() -> None:
         (Type.ASK, Type.OUTCOME),
         (Type.OUTCOME, Type.READY),
         (Type.OUTCOME, Type.ASK),
+        (Type.REKEY, Type.READY),
+        (Type.REKEY, Type.ASK),
+        (Type.REKEY, Type.OUTCOME),
+        (Type.READY, Type.REKEY),
+        (Type.ASK, Type.REKEY),
+        (Type.OUTCOME, Type.REKEY),
     ],
 )
 def test_a_frame_of_one_type_is_none_of_another(sealed_as: Type, opened_as: Type) -> None:
     mine, theirs = sessions()
     frame = mine.seal(sealed_as, b"payload")
-    for renamed in (frame, bytes([opened_as]) + frame[1:]):
+    # These two have one key, and in it the byte that names the type tells them apart.
+    has_one_key = {sealed_as, opened_as} == {Type.REKEY, Type.OUTCOME}
+    for renamed in (frame, bytes([opened_as]) + frame[1:])[has_one_key:]:
         with pytest.raises(ProtocolError, match=r"^seal$"):
             theirs.open(opened_as, parse_session_frame(renamed))
 

@@ -1,7 +1,8 @@
-"""Key files: small TOML files, one a key, and the folder of public ones that is the roster.
+"""Key files: small TOML files, one a key: a gateway's, or a member's.
 
-A file with a private key is made with mode 0600, and refused when anybody else may read it. Errors
-name the file and the field, never a value.
+A file with a private key is made with mode 0600, and refused when anybody else may read it. A member's
+key is written down before the gateway knows it, so that whatever happens while it joins, the key that
+was accepted is the key that is there. Errors name the file and the field, never a value.
 """
 
 import base64
@@ -11,96 +12,34 @@ import os
 import stat
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edge_fi.crypto.keys import Entropy, KeyPair, SigningKey
 from edge_fi.errors import KeyFileError
-from edge_fi.session import GatewayIdentity, Identity, Member
+from edge_fi.messages import MAX_INDEX, Member
+from edge_fi.session import GatewayIdentity, Identity
 from edge_fi.wire.topics import check_federation, check_id
 
-MAX_INDEX = 0xFFFF
-ROLES = ("device", "client")
+NOT_YET = 0  # in the place of the index of a member that has not been accepted
 
 
-def make_gateway(folder: Path, federation: str, entropy: Entropy) -> list[Path]:
-    """Write `gateway.key` and `gateway.pub`. Refuses to overwrite: a lost gateway key ends a federation."""
+def make_gateway(path: Path, federation: str, entropy: Entropy) -> GatewayIdentity:
+    """Write the key file of a new gateway. Refuses to overwrite: a lost gateway key ends a federation."""
     _usable(check_federation, federation)
-    static = KeyPair.from_private(entropy(32))
-    signing = SigningKey.from_seed(entropy(32))
-    private = _content(
-        "The gateway's private keys: whoever has them is the gateway.",
-        kind="gateway",
+    identity = GatewayIdentity(
         federation=federation,
-        private=static.private,
-        signing_seed=signing.seed,
+        static=KeyPair.from_private(entropy(32)),
+        signing=SigningKey.from_seed(entropy(32)),
     )
-    public = _content(
-        "The gateway's public keys: give them to every device and client.",
-        kind="gateway-public",
-        federation=federation,
-        static=static.public,
-        verify=signing.public,
-    )
-    return _write_pair(folder / "gateway.key", private, folder / "gateway.pub", public)
-
-
-def make_member(
-    folder: Path,
-    role: str,
-    member: str,
-    *,
-    gateway: Path,
-    roster: Path,
-    index: int | None,
-    entropy: Entropy,
-) -> list[Path]:
-    """Write `<id>.key` for a device or client, and `<id>.pub` into the roster's folder.
-
-    gateway: the gateway's `gateway.pub`. index: the next free one of the roster if None.
-    """
-    _usable(check_id, member)
-    fields = _read(gateway, "gateway-public")
-    federation = fields.text("federation", check_federation)
-    gateway_static, gateway_verify = fields.key("static"), fields.key("verify")
-    known = read_roster(roster) if roster.is_dir() else []
-    taken = {other.index for other in known}
-    if index is None:
-        index = next(i for i in range(1, MAX_INDEX + 2) if i not in taken)
-    if not 1 <= index <= MAX_INDEX:
-        raise KeyFileError(f"index {index} must be 1 to {MAX_INDEX}")
-    if index in taken:
-        raise KeyFileError(
-            f"index {index} is taken in {_shown(roster)}: choose another, or leave --index out"
-        )
-    public_path = roster / f"{member}.pub"
-    if public_path.exists():
-        raise KeyFileError(f"{_shown(public_path)} exists: {member} is in the roster; choose another id")
-    static = KeyPair.from_private(entropy(32))
-    private = _content(
-        f"The private key of {role} {member}: keep it on that machine alone.",
-        kind=role,
-        federation=federation,
-        id=member,
-        index=index,
-        private=static.private,
-        gateway_static=gateway_static,
-        gateway_verify=gateway_verify,
-    )
-    public = _content(
-        f"The public key of {role} {member}: belongs in the gateway's roster.",
-        kind=f"{role}-public",
-        federation=federation,
-        id=member,
-        index=index,
-        public=static.public,
-    )
-    return _write_pair(folder / f"{member}.key", private, public_path, public)
+    _write(path, _gateway_content(identity))
+    return identity
 
 
 def read_gateway(path: Path) -> GatewayIdentity:
     """The gateway's identity of its key file."""
-    fields = _read(path, "gateway", is_private=True)
+    fields = _read(path, "gateway")
     return GatewayIdentity(
         federation=fields.text("federation", check_federation),
         static=KeyPair.from_private(fields.key("private")),
@@ -108,44 +47,77 @@ def read_gateway(path: Path) -> GatewayIdentity:
     )
 
 
-def read_member(path: Path, role: str) -> Identity:
-    """A device's or client's identity of its key file."""
-    fields = _read(path, role, is_private=True)
-    return Identity(
+def rotate_signing(path: Path, entropy: Entropy) -> GatewayIdentity:
+    """Put a new signing key into a gateway's key file; the identity itself stays."""
+    identity = replace(read_gateway(path), signing=SigningKey.from_seed(entropy(32)))
+    _replace(path, _gateway_content(identity))
+    return identity
+
+
+def make_member(
+    path: Path, federation: str, role: str, member: str, *, gateway: bytes, entropy: Entropy
+) -> Identity:
+    """Write the key file of a member that the gateway has yet to accept. Refuses to overwrite.
+
+    gateway: its X25519 public key, 32 bytes.
+    """
+    _usable(check_id, member)
+    identity = Identity(
+        federation=federation,
+        role=role,
+        id=member,
+        index=NOT_YET,
+        static=KeyPair.from_private(entropy(32)),
+        gateway_static=gateway,
+    )
+    _write(path, _member_content(identity))
+    return identity
+
+
+def accept_member(path: Path, identity: Identity, index: int) -> Identity:
+    """Put the index that the gateway gave into the key file."""
+    accepted = replace(identity, index=index)
+    _replace(path, _member_content(accepted))
+    return accepted
+
+
+def read_member(path: Path, role: str, *, is_joining: bool = False) -> Identity:
+    """A member's identity of its key file. Raises KeyFileError for one that has not been accepted, unless
+    is_joining.
+    """
+    fields = _read(path, role)
+    identity = Identity(
         federation=fields.text("federation", check_federation),
         role=role,
         id=fields.text("id", check_id),
         index=fields.index(),
         static=KeyPair.from_private(fields.key("private")),
         gateway_static=fields.key("gateway_static"),
-        gateway_verify=fields.key("gateway_verify"),
     )
-
-
-def read_roster(folder: Path, federation: str | None = None) -> list[Member]:
-    """Every member whose `.pub` file is in the folder, by index."""
-    if not folder.is_dir():
-        raise KeyFileError(f"no roster folder {_shown(folder)}: make members with 'edge-fi keys new device'")
-    members: dict[int, Member] = {}
-    for path in sorted(folder.glob("*.pub")):
-        fields = _read(path, *(f"{role}-public" for role in ROLES))
-        its_federation = fields.text("federation", check_federation)
-        if federation not in (None, its_federation):
-            raise KeyFileError(
-                f"{_shown(path)}: federation is {its_federation}, but the gateway's is {federation}"
-            )
-        member = Member(
-            id=fields.text("id", check_id),
-            index=fields.index(),
-            role=fields.kind.removesuffix("-public"),
-            public=fields.key("public"),
+    if identity.index == NOT_YET and not is_joining:
+        raise KeyFileError(
+            f"{_shown(path)}: {identity.id} has not joined yet: "
+            f"run 'edge-fi {role} join' again, with its invite"
         )
-        if member.index in members:
-            raise KeyFileError(f"{_shown(path)}: index {member.index} is that of {members[member.index].id}")
-        if member.id in {other.id for other in members.values()}:
-            raise KeyFileError(f"{_shown(path)}: id {member.id} is in the roster twice")
-        members[member.index] = member
-    return [members[index] for index in sorted(members)]
+    return identity
+
+
+def introduce(
+    folder: Path, members: list[tuple[str, str]], gateway: GatewayIdentity, entropy: Entropy
+) -> list[Member]:
+    """Keys for members that need not join, since one hand makes both sides: of a demo, of a test.
+
+    members: role and id of each; `<id>.key` is written for it. Returns the roster's lines.
+    """
+    lines = []
+    for index, (role, member) in enumerate(members, 1):
+        path = folder / f"{member}.key"
+        made = make_member(
+            path, gateway.federation, role, member, gateway=gateway.static.public, entropy=entropy
+        )
+        accept_member(path, made, index)
+        lines.append(Member(id=member, index=index, role=role, public=made.static.public))
+    return lines
 
 
 class _Fields:
@@ -169,7 +141,7 @@ class _Fields:
     def index(self) -> int:
         """The member's index."""
         value = self._fields.get("index")
-        if type(value) is not int or not 1 <= value <= MAX_INDEX:
+        if type(value) is not int or not NOT_YET <= value <= MAX_INDEX:
             raise KeyFileError(f"{self._path}: index must be a whole number of 1 to {MAX_INDEX}")
         return value
 
@@ -184,28 +156,49 @@ class _Fields:
         return value
 
 
-def _read(path: Path, *kinds: str, is_private: bool = False) -> _Fields:
+def _read(path: Path, kind: str) -> _Fields:
     try:
         # Opened before its mode is asked, so that both speak of the same file.
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if is_private and mode & 0o077:
+            if mode & 0o077:
                 raise KeyFileError(
                     f"{_shown(path)} has mode {mode:04o}, others may read it: run chmod 600 {_shown(path)}"
                 )
             fields = _Fields(path, tomllib.load(file))
     except OSError as error:
+        made_by = "edge-fi gateway new" if kind == "gateway" else f"edge-fi {kind} join"
         raise KeyFileError(
-            f"cannot read key file {_shown(path)}: {error.strerror}; make one with 'edge-fi keys new'"
+            f"cannot read key file {_shown(path)}: {error.strerror}; '{made_by}' makes one"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         # The parser's own message could quote a line, and so a key.
         raise KeyFileError(f"{_shown(path)} is not a key file: its TOML does not parse") from None
-    if fields.kind not in kinds:
-        raise KeyFileError(
-            f"{_shown(path)}: kind is {fields.kind!r}, but a {' or '.join(kinds)} key is needed here"
-        )
+    if fields.kind != kind:
+        raise KeyFileError(f"{_shown(path)}: kind is {fields.kind!r}, but a {kind} key is needed here")
     return fields
+
+
+def _gateway_content(identity: GatewayIdentity) -> str:
+    return _content(
+        "The gateway's private keys: whoever has them is the gateway.",
+        kind="gateway",
+        federation=identity.federation,
+        private=identity.static.private,
+        signing_seed=identity.signing.seed,
+    )
+
+
+def _member_content(identity: Identity) -> str:
+    return _content(
+        f"The private key of {identity.role} {identity.id}: keep it on that machine alone.",
+        kind=identity.role,
+        federation=identity.federation,
+        id=identity.id,
+        index=identity.index,
+        private=identity.static.private,
+        gateway_static=identity.gateway_static,
+    )
 
 
 def _content(comment: str, **fields: str | int | bytes) -> str:
@@ -216,38 +209,45 @@ def _content(comment: str, **fields: str | int | bytes) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write_pair(private: Path, private_content: str, public: Path, public_content: str) -> list[Path]:
-    """Write both files, or neither: half a pair would only be in the way of the next attempt."""
-    for path in (private, public):
-        if os.path.lexists(path):
-            raise KeyFileError(_exists(path))
-    _write(private, private_content, mode=0o600)
-    try:
-        _write(public, public_content, mode=0o644)
-    except KeyFileError:
-        private.unlink()
-        raise
-    return [private, public]
-
-
-def _write(path: Path, content: str, *, mode: int) -> None:
+def _write(path: Path, content: str) -> None:
+    """Make a file that is not there yet, on the disk when this returns."""
     is_made = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         is_made = True
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(path.parent)
     except OSError as error:
         if is_made:
             path.unlink()  # a full disk leaves an empty file
         elif os.path.lexists(path):
-            raise KeyFileError(_exists(path)) from None  # somebody made it since it was looked for
+            raise KeyFileError(f"{_shown(path)} exists and is not overwritten: move it away first") from None
         raise KeyFileError(f"cannot write {_shown(path)}: {error.strerror}") from None
 
 
-def _exists(path: Path) -> str:
-    return f"{_shown(path)} exists and is not overwritten: move it away first"
+def _replace(path: Path, content: str) -> None:
+    """Write a file anew: whoever reads it, or cuts the power, finds the old one or the new one whole."""
+    beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    _write(beside, content)
+    try:
+        beside.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise KeyFileError(f"cannot write {_shown(path)}: {error.strerror}") from None
+
+
+def _sync(folder: Path) -> None:
+    """The names in it: a file that is on the disk without its name is not there after a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _shown(path: Path) -> str:

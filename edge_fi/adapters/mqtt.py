@@ -4,6 +4,9 @@ What paho must be told, each measured or read in its source: TCP_NODELAY (withou
 trip takes 40 ms), a reconnect delay of seconds rather than two minutes, callbacks that only enqueue.
 Only the blocking part of connecting runs in a thread of its own, since a black hole would otherwise
 stop the rounds that wait for their deadlines.
+
+Over TLS a descriptor does not tell everything: bytes that were decrypted wait where no poll() looks. So
+`next_service` says when there are any, and `service` takes them without being told of the descriptor.
 """
 
 import contextlib
@@ -11,6 +14,7 @@ import os
 import random
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -23,19 +27,38 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edge_fi.adapters.inbound import Inbound
+from edge_fi.adapters.tls import explain
 from edge_fi.effects import Publish
 
 FIRST_DELAY_S = 0.25
 LAST_DELAY_S = 4.0  # a broker that is back must be found within seconds
-CONNECT_TIMEOUT_S = 5.0
-HANDSHAKE_TIMEOUT_S = 10.0  # from the TCP connection to the last SUBACK
+CONNECT_TIMEOUT_S = 5.0  # for TCP, and as much again for TLS
+HANDSHAKE_TIMEOUT_S = 10.0  # of MQTT: from the connection to the last SUBACK
 STEADY_S = 5.0  # a link that was up for less has not earned a quick return; above LAST_DELAY_S
 SHORT_LIVED_LINKS = 3  # without a steady one between; then the likely cause is said
 LEAVE_S = 1.0  # for the broker to read DISCONNECT
 KEEPALIVE_LOOKS = 4  # in each keep-alive; an idle device wakes for nothing else
 READ_AT_ONCE = 64  # packets taken in one go; also the largest batch of queries
 
+_UNANSWERED = {
+    False: "it ends the connection without an answer: does it want TLS on this port?",
+    True: "it ends the connection without an answer: does it want a certificate from its clients?",
+}
+"""The likely cause, without TLS and with it."""
+
 Version = Literal["3.1.1", "5"]
+
+
+class _Client(Client):
+    """paho's, on a connection whose messages are taken before paho reads them."""
+
+    def _create_socket(self) -> Any:
+        # Not public, but the one place where paho lets something else than a socket be its socket: it puts
+        # its own wrapper of WebSockets there.
+        takes_publish = self.protocol != MQTTProtocolVersion.MQTTv5
+        connection: Any = super()._create_socket()
+        return Inbound(connection, takes_publish=takes_publish)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +100,7 @@ class MqttLink:
         keepalive_s: int = 30,
         username: str | None = None,
         password: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.host = host
         self.port = port
@@ -95,11 +119,14 @@ class MqttLink:
         self._is_attempt_over = False
         self._failure = ""
         self._refusal = ""
+        self._is_answered = False
+        """Whether the broker has said anything on this connection."""
         self._is_closing = False
         self._wake: tuple[socket.socket, socket.socket] | None = None
         """Receiver and sender."""
         self._is_five = version == "5"
-        self._client = self._make_client(client_id, username, password, will)
+        self._has_tls = tls is not None
+        self._client = self._make_client(client_id, username, password, will, tls)
 
     def start(self) -> None:
         """Connect at the next `service`."""
@@ -117,6 +144,8 @@ class MqttLink:
 
     def next_service(self) -> float:
         """When to call `service` at the latest, on the clock of time.monotonic."""
+        if self._holds_more():
+            return time.monotonic()
         times = [time.monotonic() + self._misc_every_s]
         if self._attempt is None:  # otherwise its end wakes the wait
             times += [at for at in (self._attempt_at, self._give_up_at) if at is not None]
@@ -150,14 +179,14 @@ class MqttLink:
         if self._attempt_at is not None and now >= self._attempt_at:
             self._begin_attempt()
             return
-        connection = self._client.socket()
+        connection: Any = self._client.socket()
         if connection is None:
             return
         if self._give_up_at is not None and now >= self._give_up_at:
             self._drop("it took the connection but does not answer")
             ready = None
-        if ready is None or connection.fileno() in ready:
-            self._read(connection.fileno())
+        if ready is None or connection.fileno() in ready or self._holds_more():
+            self._read(connection)
         if self._client.want_write():
             self._client.loop_write()
         if now >= self._misc_at:
@@ -175,11 +204,11 @@ class MqttLink:
         """Send what is still to be sent, leave the broker, free the sockets."""
         self._is_closing = True
         if self._attempt is not None:
-            self._attempt.join(CONNECT_TIMEOUT_S + 1)
+            self._attempt.join(CONNECT_TIMEOUT_S * (1 + self._has_tls) + 1)
         connection = self._client.socket()
-        if connection is not None and connection.fileno() >= 0 and self.is_up:
-            self._leave(connection.fileno())
-        elif connection is not None:
+        if connection is not None:
+            if connection.fileno() >= 0 and self.is_up:
+                self._leave(connection.fileno())
             connection.close()
         for end in self._wake or ():
             end.close()
@@ -189,12 +218,18 @@ class MqttLink:
 
         paho closes the socket behind DISCONNECT. Where a message has come in meanwhile, the kernel
         then resets the connection, the broker may never read DISCONNECT, and says the Will. A second
-        descriptor of the same connection keeps it open until the broker closes its side.
+        descriptor of the same connection keeps it open until the broker closes its side. Over TLS that
+        one sees ciphertext, which is all the same; what it shuts is the TCP connection, without TLS's
+        own farewell: DISCONNECT says as much.
         """
         deadline = time.monotonic() + LEAVE_S
         with socket.socket(fileno=os.dup(descriptor)) as held:
+            room = select.poll()
+            room.register(held, select.POLLOUT)
             self._client.disconnect()
-            while self._client.want_write() and time.monotonic() < deadline:
+            # Until it is on its way, which closes the socket; so does a connection that is lost.
+            while self._client.socket() is not None and (left_s := deadline - time.monotonic()) > 0:
+                room.poll(left_s * 1000)
                 self._client.loop_write()
             held.settimeout(LEAVE_S)
             with contextlib.suppress(OSError):
@@ -203,10 +238,15 @@ class MqttLink:
                     pass
 
     def _make_client(
-        self, client_id: str, username: str | None, password: str | None, will: Publish | None
+        self,
+        client_id: str,
+        username: str | None,
+        password: str | None,
+        will: Publish | None,
+        tls: ssl.SSLContext | None,
     ) -> Client:
         five = self._is_five
-        client = Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id,
             clean_session=None if five else True,
@@ -222,6 +262,8 @@ class MqttLink:
         client.on_message = self._on_message
         if username is not None:
             client.username_pw_set(username, password)
+        if tls is not None:
+            client.tls_set_context(tls)
         if will is not None:
             client.will_set(will.topic, will.payload, will.qos, will.retain)
         return client
@@ -230,6 +272,7 @@ class MqttLink:
         self._attempt_at = None
         self._is_attempt_over = False
         self._failure = self._refusal = ""
+        self._is_answered = False
         self._give_up_at = None
         self._attempt = threading.Thread(target=self._connect, name="mqtt-connect", daemon=True)
         self._attempt.start()
@@ -240,20 +283,31 @@ class MqttLink:
             clean: dict[str, Any] = {"clean_start": True} if self._is_five else {}
             self._client.connect(self.host, self.port, self._keepalive_s, **clean)
         except (OSError, ValueError) as error:
-            self._failure = getattr(error, "strerror", None) or str(error)
+            self._failure = explain(error)
         finally:
             self._is_attempt_over = True
             self.wake()
 
-    def _read(self, descriptor: int) -> None:
-        """Take in what is there. paho reads one packet a call and does not say if there is another."""
-        more = select.poll()
-        more.register(descriptor, select.POLLIN)
+    def _read(self, inbound: Inbound) -> None:
+        """Take in what is there: messages at once, every other packet by paho."""
+        is_more = True
         for _ in range(READ_AT_ONCE):
-            before = len(self.events)
-            self._client.loop_read()
-            if len(self.events) == before or not more.poll(0):
+            message = inbound.take()  # what was not taken last time comes first, and TCP is the inbox
+            if message is not None:
+                self.events.append(Received(*message))
+            elif inbound.grant():
+                self._client.loop_read()
+                if self._client.socket() is None:
+                    return  # that was the connection's end
+            elif is_more:
+                is_more = inbound.fill()
+            else:
                 return
+
+    def _holds_more(self) -> bool:
+        """Whether there is something to read of which the descriptor does not tell."""
+        inbound = None if self._attempt is not None else self._client.socket()
+        return isinstance(inbound, Inbound) and (inbound.has_packet or inbound.pending() > 0)
 
     def _drop(self, reason: str) -> None:
         """Shut the connection; the next read finds its end, and the link comes down.
@@ -266,7 +320,7 @@ class MqttLink:
         connection: Any = self._client.socket()
         if connection is not None:
             with contextlib.suppress(OSError):  # the peer was first: reading says so too
-                connection.shutdown(socket.SHUT_RDWR)
+                connection.shut()
 
     def _down(self, reason: str) -> None:
         now = time.monotonic()
@@ -287,6 +341,7 @@ class MqttLink:
     def _on_connect(
         self, client: Client, _: object, flags: ConnectFlags, code: ReasonCode, properties: object
     ) -> None:
+        self._is_answered = True
         if code.is_failure:
             self._refusal = f"it refuses: {code}".lower()
             return
@@ -314,7 +369,8 @@ class MqttLink:
         code: ReasonCode,
         properties: Properties | None,
     ) -> None:
-        self._down(self._refusal or f"connection lost: {code}".lower())
+        lost = f"connection lost: {code}".lower() if self._is_answered else _UNANSWERED[self._has_tls]
+        self._down(self._refusal or lost)
 
     def _on_message(self, client: Client, _: object, message: MQTTMessage) -> None:
         try:

@@ -15,10 +15,16 @@ import click
 
 from edge_fi import __version__
 from edge_fi.cli.ask import ask
+from edge_fi.cli.broker import broker
 from edge_fi.cli.demo import demo
-from edge_fi.cli.keys import keys
+from edge_fi.cli.invite import invite
+from edge_fi.cli.join import join_command
+from edge_fi.cli.new import new_gateway
+from edge_fi.cli.roster import roster
 from edge_fi.cli.run import device, gateway
+from edge_fi.cli.service import install_service
 from edge_fi.cli.task import task
+from edge_fi.cli.upkeep import backup, restore, rotate
 from edge_fi.errors import EdgeFiError
 
 FAILED = 1
@@ -32,15 +38,31 @@ def edge_fi() -> None:
 
     \b
     See it work on this machine:     edge-fi demo
-    Make keys for a federation:      edge-fi keys new gateway --federation acme
-    Run the gateway, then a device:  edge-fi gateway run --config gateway.toml
-                                     edge-fi device run --config device.toml
+    Make a federation:               edge-fi gateway new --federation acme --task digits.toml
+    Run its gateway:                 edge-fi gateway run --config acme/gateway.toml
+    Invite a device, and on it join: edge-fi gateway invite pi-01 --config acme/gateway.toml
+                                     edge-fi device join --model model.onnx
     Ask:                             edge-fi ask --config client.toml --input image.npy
     """
 
 
-for verb in (demo, gateway, device, ask, keys, task):
+@click.group()
+def client() -> None:
+    """Make this machine a client: it asks a federation."""
+
+
+@click.group()
+def helper() -> None:
+    """Make this machine a helper: a second party, which a later version gives its work."""
+
+
+for verb in (demo, gateway, device, client, helper, ask, roster, broker, task):
     edge_fi.add_command(verb)
+for its_verb in (new_gateway, invite, rotate, backup, restore, install_service("gateway")):
+    gateway.add_command(its_verb)
+for role, group in (("device", device), ("client", client), ("helper", helper)):
+    group.add_command(join_command(role))
+device.add_command(install_service("device"))
 
 
 def main() -> None:

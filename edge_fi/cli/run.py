@@ -1,26 +1,39 @@
 """`edge-fi gateway run` and `edge-fi device run`: long-running, until a signal ends them."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edge_fi import config
 from edge_fi.adapters import keyfile
 from edge_fi.adapters.mqtt import MqttLink
+from edge_fi.adapters.state import State
+from edge_fi.adapters.state_hold import Hold
+from edge_fi.adapters.systemd import Notifier
+from edge_fi.adapters.tls import make_context
+from edge_fi.cli.brokerfiles import follow
 from edge_fi.client import Client
 from edge_fi.device import Device, Labelling
 from edge_fi.effects import Machine
 from edge_fi.errors import ConfigError, TransportError
 from edge_fi.gateway import Gateway
 from edge_fi.log import Log
-from edge_fi.pump import Pump
-from edge_fi.session import GatewayIdentity, Identity
+from edge_fi.pump import Notice, Pump
+from edge_fi.session import Identity
+from edge_fi.steward import Steward
+
+if TYPE_CHECKING:
+    from edge_fi.adapters.onnx import OnnxModel
+
+GATEWAY_USER = "gateway"  # of the broker; no member's id
 
 _config_option = click.option(
     "--config",
@@ -33,19 +46,48 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Log as JSON
 
 
 def make_link(
-    machine: Machine, identity: Identity | GatewayIdentity, path: Path, broker: config.Broker
+    machine: Machine, path: Path, broker: config.Broker, *, client_id: str, username: str, password: str
 ) -> MqttLink:
-    """The link of a machine to the broker that its configuration file names."""
+    """The link of a machine to the broker that its configuration file names.
+
+    username, password: those that follow from its keys, where the file names no others.
+    """
+    has_own = broker.username is not None
     return MqttLink(
-        identity.mqtt_client_id,
+        client_id,
         host=broker.host,
         port=broker.port,
         subscriptions=machine.subscriptions,
         will=machine.will,
         version=broker.mqtt,
         keepalive_s=broker.keepalive_s,
-        username=broker.username,
-        password=config.read_password(path.parent, broker),
+        username=broker.username if has_own else username,
+        password=config.read_password(path.parent, broker) if has_own else password,
+        tls=make_context(path.parent / broker.ca if broker.ca else None) if broker.tls else None,
+    )
+
+
+def make_member_link(machine: Machine, identity: Identity, path: Path, broker: config.Broker) -> MqttLink:
+    """The link of a member."""
+    return make_link(
+        machine,
+        path,
+        broker,
+        client_id=identity.mqtt_client_id,
+        username=identity.id,
+        password=identity.mqtt_password,
+    )
+
+
+def make_gateway_link(machine: Gateway, path: Path, broker: config.Broker) -> MqttLink:
+    """The link of a gateway."""
+    return make_link(
+        machine,
+        path,
+        broker,
+        client_id=machine.identity.mqtt_client_id(machine.boot),
+        username=GATEWAY_USER,
+        password=machine.identity.mqtt_password,
     )
 
 
@@ -54,7 +96,7 @@ def make_client(path: Path) -> tuple[Client, MqttLink, config.ClientConfig]:
     settings = config.load(path, config.ClientConfig)
     identity = keyfile.read_member(path.parent / settings.key, "client")
     client = Client(identity, os.urandom)
-    return client, make_link(client, identity, path, settings.broker), settings
+    return client, make_member_link(client, identity, path, settings.broker), settings
 
 
 @click.group()
@@ -75,26 +117,51 @@ def run_gateway(path: Path, start_broker: bool, as_json: bool) -> None:
       edge-fi gateway run --config configs/gateway.toml --start-broker
     """
     settings = config.load(path, config.GatewayConfig)
-    identity = keyfile.read_gateway(path.parent / settings.key)
-    roster = keyfile.read_roster(path.parent / settings.roster, identity.federation)
+    key = path.parent / settings.key
+    identity = keyfile.read_gateway(key)
     tasks = config.load_tasks(path.parent, settings.tasks)
     policy = config.round_policy(path, settings.round)
-    machine = Gateway(identity, roster, tasks.values(), os.urandom, policy=policy)
-    link = make_link(machine, identity, path, settings.broker)
     log = _make_log(as_json)
-    check: Callable[[], None] = _nothing
     with contextlib.ExitStack() as stack:
+        state_path = path.parent / settings.state
+        state = stack.enter_context(State.open(state_path, identity.federation, identity.static.public))
+        hold = stack.enter_context(Hold.take(state_path))
+        roster = state.roster()
+        machine = Gateway(identity, roster, tasks.values(), os.urandom, policy=policy, is_claiming=True)
+        link = make_gateway_link(machine, path, settings.broker)
+        check = _nothing
         if start_broker:
             check = stack.enter_context(_started_broker(path, settings.broker, link, log))
         log.event(
             "gateway_started",
             federation=identity.federation,
             tasks=list(tasks),
-            devices=sum(member.role == "device" for member in roster),
-            clients=sum(member.role == "client" for member in roster),
+            devices=sum(member.role == "device" for member in roster.members),
+            clients=sum(member.role == "client" for member in roster.members),
             broker=f"{settings.broker.host}:{settings.broker.port}",
         )
-        _run(Pump(machine, link, watch=log.watch), log, check)
+        steward = Steward(
+            state,
+            hold,
+            machine,
+            read_identity=lambda: keyfile.read_gateway(key),
+            follow=lambda: follow(path, settings, identity, state.roster),
+            log=log,
+        )
+        steward.begin(roster)
+        stack.callback(steward.close)
+
+        def watch(notice: Notice) -> None:
+            log.watch(notice)
+            steward.watch(notice)
+
+        pump = Pump(machine, link, keeper=steward, watch=watch)
+
+        def look() -> float:
+            check()
+            return steward.look(pump)
+
+        _run(pump, log, look)
 
 
 @click.group()
@@ -113,18 +180,10 @@ def run_device(path: Path, stop_with_stdin: bool, as_json: bool) -> None:
     Example:
       edge-fi device run --config configs/device.toml
     """
-    from edge_fi.adapters.onnx import OnnxModel
-
     settings = config.load(path, config.DeviceConfig)
     identity = keyfile.read_member(path.parent / settings.key, "device")
     task = config.load_task(path.parent / settings.task)
-    model = OnnxModel.load(
-        path.parent / settings.model.path,
-        task,
-        labels=settings.model.labels,
-        scores=settings.model.scores,
-        output=settings.model.output,
-    )
+    model = load_model(path, settings)
     labelling = Labelling(
         task=task,
         model=model.digest,
@@ -132,7 +191,7 @@ def run_device(path: Path, stop_with_stdin: bool, as_json: bool) -> None:
         forms=config.forms(path, settings.answer_forms),
     )
     machine = Device(identity, labelling, os.urandom)
-    link = make_link(machine, identity, path, settings.broker)
+    link = make_member_link(machine, identity, path, settings.broker)
     log = _make_log(as_json)
     log.event(
         "device_started",
@@ -146,6 +205,19 @@ def run_device(path: Path, stop_with_stdin: bool, as_json: bool) -> None:
     if stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, args=[pump], daemon=True).start()
     _run(pump, log)
+
+
+def load_model(path: Path, settings: config.DeviceConfig) -> "OnnxModel":
+    """The model that a configuration names, held against its task. Raises ModelError, ConfigError."""
+    from edge_fi.adapters.onnx import OnnxModel
+
+    return OnnxModel.load(
+        path.parent / settings.model.path,
+        config.load_task(path.parent / settings.task),
+        labels=settings.model.labels,
+        scores=settings.model.scores,
+        output=settings.model.output,
+    )
 
 
 @contextlib.contextmanager
@@ -206,20 +278,30 @@ def _nothing() -> None:
     pass
 
 
+def _never() -> float:
+    return math.inf
+
+
 def _make_log(as_json: bool) -> Log:
     return Log(is_json=as_json, stream=sys.stdout if as_json else None)
 
 
-def _run(pump: Pump, log: Log, check: Callable[[], None] = _nothing) -> None:
+def _run(pump: Pump, log: Log, look: Callable[[], float] = _never) -> None:
+    """Take turns until a signal. look: called before each; returns for how many seconds it may wait."""
+    notifier = Notifier()
+
     def before_turn() -> float:
-        check()
-        return log.tick()
+        # Each turn that was completed is progress: the service manager's watchdog hears of it.
+        notifier.alive()
+        return min(look(), log.tick(), notifier.wait_s())
 
     with _stopped_by_signals(pump):
         pump.start()
+        notifier.ready()
         try:
             pump.run(before_turn)
         finally:
+            notifier.stopping()
             log.flush()
             pump.close()
     log.event("stopped")

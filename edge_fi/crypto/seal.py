@@ -24,6 +24,71 @@ def prologue(federation: str, role: str, index: int) -> bytes:
     return b"fi1" + name_in(federation) + role_name + index.to_bytes(2, "big")
 
 
+def join_prologue(federation: str, role: str, member: str, invite: int) -> bytes:
+    """What both sides of joining must agree on: all that an invite grants, and to whom."""
+    names = b"".join(bytes([len(name)]) + name.encode("ascii") for name in (role, member))
+    return b"fi1 join" + name_in(federation) + names + invite.to_bytes(4, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class JoinKeys:
+    """What follows from an invite's token. Strangers have none of it."""
+
+    psk: bytes = field(repr=False)
+    mac: bytes = field(repr=False)
+
+    @classmethod
+    def from_token(cls, token: bytes, join_prologue: bytes) -> "JoinKeys":
+        """token: 16 bytes."""
+        return cls(
+            derive(token, b"fi1 join psk", join_prologue), derive(token, b"fi1 join key", join_prologue)
+        )
+
+
+def join_mac(key: bytes, maced: bytes) -> bytes:
+    """8 bytes that let a gateway refuse a stranger's JOIN before any Diffie-Hellman."""
+    return derive(key, b"fi1 join mac", maced, DIGEST_BYTES)
+
+
+def check_join_mac(key: bytes, maced: bytes, mac: bytes) -> None:
+    """Raises SealError("mac") unless the mac is the key's."""
+    if not is_equal(join_mac(key, maced), mac):
+        raise SealError("mac")
+
+
+def refused_mac(key: bytes, maced: bytes, mac: bytes) -> bytes:
+    """8 bytes by which the sender of one JOIN, of this mac, knows its refusal as the gateway's."""
+    return derive(key, b"fi1 refused", maced + mac, DIGEST_BYTES)
+
+
+def join_password(token: bytes) -> str:
+    """The MQTT password of whoever holds an invite: the broker's user can exist before the member."""
+    return derive(token, b"fi1 join user", size=DIGEST_BYTES * 2).hex()
+
+
+def member_password(shared: bytes, context: bytes) -> str:
+    """A member's MQTT password, which both sides know without sending it.
+
+    shared: DH of its static key and the gateway's. context: its prologue.
+    """
+    return derive(shared, b"fi1 broker", context, DIGEST_BYTES * 2).hex()
+
+
+def gateway_password(private: bytes, federation: str) -> str:
+    """The gateway's own MQTT password."""
+    return derive(private, b"fi1 broker", prologue(federation, "gateway", 0), DIGEST_BYTES * 2).hex()
+
+
+def claim_mac(private: bytes, purpose: bytes, maced: bytes) -> bytes:
+    """8 bytes that only a run with the same gateway key can make. purpose: `fi1 claim`, `fi1 held`."""
+    return derive(derive(private, b"fi1 claim key"), purpose, maced, DIGEST_BYTES)
+
+
+def roster_key(private: bytes, header: bytes) -> bytes:
+    """The key of the gateway's word to its later runs. header: with a salt, so that each has its own."""
+    return derive(derive(private, b"fi1 roster"), b"fi1 roster", header)
+
+
 def hello_mac(key: bytes, maced: bytes) -> bytes:
     """8 bytes that let a gateway refuse a stranger's HELLO before any Diffie-Hellman."""
     return derive(key, b"fi1 hello mac", maced, DIGEST_BYTES)
@@ -80,7 +145,7 @@ class SessionKeys:
     """READY."""
     ask: bytes = field(repr=False)
     down: bytes = field(repr=False)
-    """OUTCOME."""
+    """OUTCOME, REKEY."""
 
     @classmethod
     def from_transport(cls, to_gateway: bytes, to_member: bytes) -> "SessionKeys":

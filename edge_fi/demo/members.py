@@ -16,6 +16,8 @@ from edge_fi.adapters import keyfile
 from edge_fi.config import ENVIRONMENT_PREFIX, load_task
 from edge_fi.errors import TransportError
 from edge_fi.messages import Task, Tensor
+from edge_fi.roster import Roster
+from edge_fi.session import GatewayIdentity
 
 ASSETS = Path(__file__).parent / "assets"
 STOP_S = 3.0
@@ -64,19 +66,12 @@ class MemberProcesses:
         self._port = port
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def make_keys(self, federation: str) -> None:
-        """A gateway's keys, and a key and a roster line for each member."""
-        keyfile.make_gateway(self.folder, federation, os.urandom)
-        for member in members():
-            keyfile.make_member(
-                self.folder,
-                "device",
-                member.id,
-                gateway=self.folder / "gateway.pub",
-                roster=self.folder / "roster",
-                index=None,
-                entropy=os.urandom,
-            )
+    def make_keys(self, federation: str) -> tuple[GatewayIdentity, Roster]:
+        """A gateway's keys, and for each member a key and its line of the roster."""
+        gateway = keyfile.make_gateway(self.folder / "gateway.key", federation, os.urandom)
+        names = [("device", member.id) for member in members()]
+        lines = keyfile.introduce(self.folder, names, gateway, os.urandom)
+        return gateway, Roster(members=tuple(lines))
 
     def __enter__(self) -> "MemberProcesses":
         # What a user has set for a federation of its own must not reach these devices.

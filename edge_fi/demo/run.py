@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_fi.adapters import keyfile
 from edge_fi.adapters.mqtt import MqttLink, packet_bytes
 from edge_fi.demo.measure import Figures, MeasuredGateway
 from edge_fi.demo.members import MemberProcesses, heldout, members, task
@@ -15,7 +14,9 @@ from edge_fi.effects import Publish
 from edge_fi.errors import TransportError
 from edge_fi.messages import Form
 from edge_fi.pump import Pump, monotonic_us
+from edge_fi.roster import Roster
 from edge_fi.round import RoundPolicy
+from edge_fi.session import GatewayIdentity
 
 FEDERATION = "demo"
 JOIN_TIMEOUT_S = 60.0  # five interpreters importing ONNX Runtime on a small board take a while
@@ -71,8 +72,8 @@ def run_demo(
     with tempfile.TemporaryDirectory(prefix="edge-fi-demo-") as name, EmbeddedBroker(broker) as started:
         folder = Path(name)
         processes = MemberProcesses(folder, port=started.port)
-        processes.make_keys(FEDERATION)
-        gateway, link = _make_gateway(folder, form, started.host, started.port)
+        identity, roster = processes.make_keys(FEDERATION)
+        gateway, link = _make_gateway(identity, roster, form, started.host, started.port)
         pump = Pump(gateway, link, watch=figures.watch)
         pump.start()
         with processes:
@@ -103,13 +104,13 @@ def run_demo(
         )
 
 
-def _make_gateway(folder: Path, form: Form, host: str, port: int) -> tuple[MeasuredGateway, MqttLink]:
-    identity = keyfile.read_gateway(folder / "gateway.key")
-    roster = keyfile.read_roster(folder / "roster", identity.federation)
+def _make_gateway(
+    identity: GatewayIdentity, roster: Roster, form: Form, host: str, port: int
+) -> tuple[MeasuredGateway, MqttLink]:
     policy = RoundPolicy(timeout_s=ROUND_TIMEOUT_S, forms=frozenset({form}))
     gateway = MeasuredGateway(identity, roster, [task()], os.urandom, policy=policy)
     link = MqttLink(
-        identity.mqtt_client_id,
+        identity.mqtt_client_id(gateway.boot),
         host=host,
         port=port,
         subscriptions=gateway.subscriptions,

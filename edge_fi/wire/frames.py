@@ -12,8 +12,15 @@ a key; it raises DecodeError("length" | "type" | "flags" | "form").
 | 10 | HELLO | member -> gateway | flags u8, index u16 | Noise message 1, mac 8 |
 | 11 | WELCOME | gateway -> member | flags u8, index u16 | Noise message 2 |
 | 12 | READY | member -> gateway | session:4 0:4, index u16, counter u32 | sealed payload, tag 16 |
+| 13 | REKEY | gateway -> device | as READY | as READY |
 | 20 | ASK | client -> gateway | as READY | as READY |
 | 21 | OUTCOME | gateway -> client | as READY | as READY |
+| 30 | JOIN | joiner -> gateway | flags u8, invite u32 | Noise message 1, mac 8 |
+| 31 | ACCEPT | gateway -> joiner | flags u8, invite u32 | Noise message 2 |
+| 32 | REFUSED | gateway -> joiner | flags u8, invite u32 | reason u8, mac 8 |
+| 40 | ROSTER | gateway -> gateway | flags u8, version u32, salt 16 | sealed word, tag 16 |
+| 41 | CLAIM | gateway -> gateway | flags u8 | nonce 16, mac 8 |
+| 42 | HELD | gateway -> gateway | flags u8 | nonce 16, mac 8 |
 """
 
 import struct
@@ -33,10 +40,19 @@ PREIMAGE_BYTES = 16
 _QUERY = struct.Struct(">BBII")
 _ANSWER = struct.Struct(">BBHI")
 _HANDSHAKE = struct.Struct(">BBH")
+_JOINING = struct.Struct(">BBI")
+_ROSTER = struct.Struct(">BBI16s")
 
 QUERY_HEADER_BYTES = _QUERY.size
 ANSWER_HEADER_BYTES = _ANSWER.size
 HANDSHAKE_HEADER_BYTES = _HANDSHAKE.size
+JOINING_HEADER_BYTES = _JOINING.size
+ROSTER_HEADER_BYTES = _ROSTER.size
+CLAIM_NONCE_BYTES = 16
+SALT_BYTES = 16
+JOIN_BYTES = JOINING_HEADER_BYTES + 2 * KEY_BYTES + 2 * TAG_BYTES + MAC_BYTES
+CLAIM_BYTES = 2 + CLAIM_NONCE_BYTES + MAC_BYTES
+MAX_ACCEPT_BYTES = 200_000  # two tasks of the most and longest usual labels; a handful of bytes in practice
 
 
 class Type(IntEnum):
@@ -48,8 +64,15 @@ class Type(IntEnum):
     HELLO = 0x10
     WELCOME = 0x11
     READY = 0x12
+    REKEY = 0x13
     ASK = 0x20
     OUTCOME = 0x21
+    JOIN = 0x30
+    ACCEPT = 0x31
+    REFUSED = 0x32
+    ROSTER = 0x40
+    CLAIM = 0x41
+    HELD = 0x42
 
 
 _SIZES = {
@@ -60,8 +83,16 @@ _SIZES = {
     Type.HELLO: (HANDSHAKE_HEADER_BYTES + KEY_BYTES + TAG_BYTES + MAC_BYTES, 256),
     Type.WELCOME: (HANDSHAKE_HEADER_BYTES + KEY_BYTES + TAG_BYTES, 256),
     Type.READY: (ANSWER_HEADER_BYTES + TAG_BYTES, 1024),
+    Type.REKEY: (ANSWER_HEADER_BYTES + TAG_BYTES, 1024),
     Type.ASK: (ANSWER_HEADER_BYTES + TAG_BYTES + 1, MAX_FRAME_BYTES),
     Type.OUTCOME: (ANSWER_HEADER_BYTES + TAG_BYTES + 1, MAX_FRAME_BYTES),
+    # An ephemeral key, a sealed static key, and an empty payload.
+    Type.JOIN: (JOIN_BYTES, JOIN_BYTES),
+    Type.ACCEPT: (JOINING_HEADER_BYTES + KEY_BYTES + TAG_BYTES, MAX_ACCEPT_BYTES),
+    Type.REFUSED: (JOINING_HEADER_BYTES + 1 + MAC_BYTES, JOINING_HEADER_BYTES + 1 + MAC_BYTES),
+    Type.ROSTER: (ROSTER_HEADER_BYTES + TAG_BYTES, MAX_FRAME_BYTES),
+    Type.CLAIM: (CLAIM_BYTES, CLAIM_BYTES),
+    Type.HELD: (CLAIM_BYTES, CLAIM_BYTES),
 }
 """Least and greatest size of each type, in bytes."""
 
@@ -131,7 +162,7 @@ def parse_settled(frame: bytes) -> tuple[int, int, bytes]:
 
 @dataclass(slots=True)
 class SessionFrame:
-    """ANSWER, READY, ASK or OUTCOME, taken apart."""
+    """ANSWER, READY, REKEY, ASK or OUTCOME, taken apart."""
 
     session: int
     form: int
@@ -144,12 +175,12 @@ class SessionFrame:
 
 
 def build_session_header(kind: Type, session: int, index: int, number: int, form: int = 0) -> bytes:
-    """Header of an ANSWER, READY, ASK or OUTCOME."""
+    """Header of an ANSWER, READY, REKEY, ASK or OUTCOME."""
     return _ANSWER.pack(kind, session << 4 | form, index, number)
 
 
 def parse_session_frame(frame: bytes) -> SessionFrame:
-    """Take apart a frame whose type is ANSWER, READY, ASK or OUTCOME."""
+    """Take apart a frame whose type is ANSWER, READY, REKEY, ASK or OUTCOME."""
     kind, nibbles, index, number = _ANSWER.unpack_from(frame)
     form = nibbles & 0x0F
     if form > (Form.LOGITS_8 if kind == Type.ANSWER else 0):
@@ -182,3 +213,54 @@ def parse_handshake(frame: bytes) -> HandshakeFrame:
         raise DecodeError("flags")
     end = len(frame) - MAC_BYTES if kind == Type.HELLO else len(frame)
     return HandshakeFrame(index, frame[HANDSHAKE_HEADER_BYTES:end], frame[:end], frame[end:])
+
+
+def build_joining_header(kind: Type, invite: int) -> bytes:
+    """Header of a JOIN, ACCEPT or REFUSED."""
+    return _JOINING.pack(kind, 0, invite)
+
+
+@dataclass(slots=True)
+class JoiningFrame:
+    """JOIN, ACCEPT or REFUSED, taken apart. An ACCEPT has an empty mac."""
+
+    invite: int
+    message: bytes
+    """The Noise message; a REFUSED's reason."""
+    maced: bytes
+    """The bytes that the mac is over: all before it."""
+    mac: bytes
+
+
+def parse_joining(frame: bytes) -> JoiningFrame:
+    """Take apart a frame whose type is JOIN, ACCEPT or REFUSED."""
+    kind, flags, invite = _JOINING.unpack_from(frame)
+    if flags:
+        raise DecodeError("flags")
+    end = len(frame) if kind == Type.ACCEPT else len(frame) - MAC_BYTES
+    return JoiningFrame(invite, frame[JOINING_HEADER_BYTES:end], frame[:end], frame[end:])
+
+
+def build_roster_header(version: int, salt: bytes) -> bytes:
+    """Header of a ROSTER. salt: 16 bytes."""
+    return _ROSTER.pack(Type.ROSTER, 0, version, salt)
+
+
+def parse_roster(frame: bytes) -> tuple[int, bytes, bytes]:
+    """Version, header and sealed word of a frame whose type is ROSTER."""
+    _, flags, version, _ = _ROSTER.unpack_from(frame)
+    if flags:
+        raise DecodeError("flags")
+    return version, frame[:ROSTER_HEADER_BYTES], frame[ROSTER_HEADER_BYTES:]
+
+
+def build_claim(kind: Type, nonce: bytes) -> bytes:
+    """A CLAIM or HELD without its mac. nonce: 16 bytes."""
+    return bytes([kind, 0]) + nonce
+
+
+def parse_claim(frame: bytes) -> tuple[bytes, bytes, bytes]:
+    """Nonce, bytes under the mac, and mac of a frame whose type is CLAIM or HELD."""
+    if frame[1]:
+        raise DecodeError("flags")
+    return frame[2:-MAC_BYTES], frame[:-MAC_BYTES], frame[-MAC_BYTES:]

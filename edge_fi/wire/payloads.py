@@ -8,6 +8,7 @@ dimensions cost nothing.
 import math
 import struct
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import lru_cache
 
 from edge_fi.errors import DecodeError
@@ -23,6 +24,7 @@ from edge_fi.messages import (
     Outcome,
     Query,
     Status,
+    Task,
     Tensor,
 )
 
@@ -31,8 +33,14 @@ _DTYPE_NAMES = tuple(DTYPES)
 
 _QUERY = struct.Struct(">BHI8s")
 _HELLO = struct.Struct(">8sB8s")
-_WELCOME = struct.Struct(">BIHII32s")
+_WELCOME = struct.Struct(">BIHII32s32s")
 _CLIENT_WELCOME = struct.Struct(">BIH")
+_READY = struct.Struct(">HI")
+_REKEY = struct.Struct(">II32s32s")
+_ACCEPT = struct.Struct(">HIBB")
+_TASK = struct.Struct(">BBB")
+_SCALE = struct.Struct(">hhH")
+_BYTE = struct.Struct(">B")
 _ASK = struct.Struct(">BI")
 _OUTCOME = struct.Struct(">IBHHIIH")
 _PROBABILITY_STEPS = 0xFFFF
@@ -62,6 +70,55 @@ class Welcome:
     floor: int = 0
     """Lowest seq still open."""
     epoch_key: bytes = field(default=b"", repr=False)
+    verify: bytes = b""
+    """32 bytes: the gateway's Ed25519 key of this time, under which queries are signed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rekey:
+    """A new epoch, carried under a session."""
+
+    epoch: int
+    grace_ms: int
+    """Queries of the epoch before stay open for this long at the most."""
+    epoch_key: bytes = field(repr=False)
+    verify: bytes
+    """As in WELCOME."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a device says of itself under a session."""
+
+    forms: frozenset[Form]
+    """Forms that its owner allows."""
+    epoch: int
+    """The number of the epoch that it holds."""
+
+
+class Refusal(IntEnum):
+    """Why a JOIN is refused. The values are those of REFUSED frames."""
+
+    USED = 1
+    EXPIRED = 2
+    WITHDRAWN = 3
+    NAME_TAKEN = 4
+    FULL = 5
+    BUSY = 6
+    """The gateway cannot write its state now: the invite is as good as before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accept:
+    """What a new member is told."""
+
+    index: int
+    version: int
+    """Of the roster."""
+    task: int
+    """The one task that a device may join; 0 for any."""
+    tasks: tuple[Task, ...]
+    """What the federation agrees on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +185,17 @@ def encode_welcome(welcome: Welcome) -> bytes:
         welcome.epoch,
         welcome.floor,
         welcome.epoch_key,
+        welcome.verify,
     )
 
 
 def decode_welcome(payload: bytes, *, is_device: bool) -> Welcome:
     """Inverse of encode_welcome, in the form of the receiver's role."""
     if is_device:
-        session, boot, window_ms, epoch, floor, key = _unpack(_WELCOME, payload)
+        session, boot, window_ms, epoch, floor, key, verify = _unpack(_WELCOME, payload)
     else:
         session, boot, window_ms = _unpack(_CLIENT_WELCOME, payload)
-        epoch, floor, key = 0, 0, b""
+        epoch, floor, key, verify = 0, 0, b"", b""
     if session > 15:
         raise DecodeError("payload")
     return Welcome(
@@ -147,19 +205,73 @@ def decode_welcome(payload: bytes, *, is_device: bool) -> Welcome:
         epoch=epoch,
         floor=floor,
         epoch_key=key,
+        verify=verify,
     )
 
 
-def encode_ready(forms: frozenset[Form]) -> bytes:
-    """Plaintext of a device's READY: the forms it can answer in. A client's is empty."""
-    return encode_forms(forms).to_bytes(2, "big")
+def encode_ready(ready: Ready) -> bytes:
+    """Plaintext of READY."""
+    return _READY.pack(encode_forms(ready.forms), ready.epoch)
 
 
-def decode_ready(payload: bytes) -> frozenset[Form]:
+def decode_ready(payload: bytes) -> Ready:
     """Inverse of encode_ready."""
-    if len(payload) != 2:
+    mask, epoch = _unpack(_READY, payload)
+    return Ready(decode_forms(mask), epoch)
+
+
+def encode_rekey(rekey: Rekey) -> bytes:
+    """Plaintext of REKEY."""
+    return _REKEY.pack(rekey.epoch, rekey.grace_ms, rekey.epoch_key, rekey.verify)
+
+
+def decode_rekey(payload: bytes) -> Rekey:
+    """Inverse of encode_rekey."""
+    epoch, grace_ms, key, verify = _unpack(_REKEY, payload)
+    if grace_ms > MAX_DEADLINE_MS:
         raise DecodeError("payload")
-    return decode_forms(int.from_bytes(payload, "big"))
+    return Rekey(epoch=epoch, grace_ms=grace_ms, epoch_key=key, verify=verify)
+
+
+def encode_accept(accept: Accept, *, longest: int) -> bytes:
+    """Plaintext in ACCEPT. longest: its greatest size; a task that does not fit is left out."""
+    encoded: list[bytes] = []
+    size = _ACCEPT.size
+    for task in accept.tasks:
+        definition = _encode_name(task.name) + task.definition()
+        if size + len(definition) <= longest:
+            size += len(definition)
+            encoded.append(definition)
+    return _ACCEPT.pack(accept.index, accept.version, accept.task, len(encoded)) + b"".join(encoded)
+
+
+def decode_accept(payload: bytes) -> Accept:
+    """Inverse of encode_accept."""
+    if len(payload) < _ACCEPT.size:
+        raise DecodeError("payload")
+    index, version, task, count = _ACCEPT.unpack_from(payload)
+    tasks, at = [], _ACCEPT.size
+    for _ in range(count):
+        its_task, at = _decode_task(payload, at)
+        tasks.append(its_task)
+    if index == 0 or at != len(payload):
+        raise DecodeError("payload")
+    return Accept(index=index, version=version, task=task, tasks=tuple(tasks))
+
+
+def encode_roster(highest: int, revoked: frozenset[int]) -> bytes:
+    """Plaintext of ROSTER: the highest index ever given, and those of former members."""
+    return struct.pack(f">{1 + len(revoked)}H", highest, *sorted(revoked))
+
+
+def decode_roster(payload: bytes) -> tuple[int, frozenset[int]]:
+    """Inverse of encode_roster."""
+    if len(payload) < 2 or len(payload) % 2:
+        raise DecodeError("payload")
+    highest, *revoked = struct.unpack(f">{len(payload) // 2}H", payload)
+    if sorted(set(revoked)) != revoked or not all(0 < index <= highest for index in revoked):
+        raise DecodeError("payload")
+    return highest, frozenset(revoked)
 
 
 def encode_ask(ask: Ask) -> bytes:
@@ -244,6 +356,42 @@ def _decode_name(payload: bytes, at: int) -> tuple[str, int]:
     if end > len(payload) or not name.isascii():
         raise DecodeError("payload")
     return name.decode("ascii"), end
+
+
+def _decode_task(payload: bytes, at: int) -> tuple[Task, int]:
+    """The task whose name and definition are at this place, and the place behind them."""
+    name, at = _decode_name(payload, at)
+    number, code, rank = _unpack_from(_TASK, payload, at)
+    at += _TASK.size
+    shape = _unpack_from(struct.Struct(f">{rank}I"), payload, at)
+    at += 4 * rank
+    low, high, classes = _unpack_from(_SCALE, payload, at)
+    at += _SCALE.size
+    labels = []
+    for _ in range(classes):
+        end = at + 1 + _unpack_from(_BYTE, payload, at)[0]
+        labels.append(payload[at + 1 : end])
+        at = end
+    try:
+        if code >= len(_DTYPE_NAMES) or at > len(payload):
+            raise ValueError
+        task = Task(
+            name=name,
+            number=number,
+            labels=tuple(label.decode() for label in labels),
+            shape=shape,
+            dtype=_DTYPE_NAMES[code],
+            log_weight=(low, high),
+        )
+    except ValueError:  # of UTF-8 too
+        raise DecodeError("payload") from None
+    return task, at
+
+
+def _unpack_from(layout: struct.Struct, payload: bytes, at: int) -> tuple:  # type: ignore[type-arg]
+    if len(payload) < at + layout.size:
+        raise DecodeError("payload")
+    return layout.unpack_from(payload, at)
 
 
 def _encode_tensor(tensor: Tensor) -> bytes:

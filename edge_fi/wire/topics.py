@@ -32,8 +32,8 @@ def check_id(member: str) -> str:
     return member
 
 
-def query(federation: str, task: int) -> str:
-    """Queries of one task, to all its devices."""
+def query(federation: str, task: int | str) -> str:
+    """Queries of one task, to all its devices. `+` for the task gives the gateway's filter."""
     return f"{VERSION}/{federation}/q/{task}"
 
 
@@ -62,9 +62,39 @@ def from_client(federation: str, client: str) -> str:
     return f"{VERSION}/{federation}/ca/{client}"
 
 
+def to_helper(federation: str, helper: str) -> str:
+    """Everything to one helper."""
+    return f"{VERSION}/{federation}/hd/{helper}"
+
+
+def from_helper(federation: str, helper: str) -> str:
+    """Everything from one helper."""
+    return f"{VERSION}/{federation}/ha/{helper}"
+
+
+def join(federation: str) -> str:
+    """Everything from those who join."""
+    return f"{VERSION}/{federation}/join"
+
+
+def joined(federation: str, number: int | str) -> str:
+    """Everything to the one who joins with the invite of this number."""
+    return f"{VERSION}/{federation}/j/{number}"
+
+
 def gateway_state(federation: str) -> str:
     """The gateway's retained state and its Will."""
     return f"{VERSION}/{federation}/gateway/state"
+
+
+def gateway_roster(federation: str) -> str:
+    """The retained roster that the gateway last had, for itself."""
+    return f"{VERSION}/{federation}/gateway/roster"
+
+
+def gateway_claim(federation: str) -> str:
+    """Where a gateway asks whether another one has its identity."""
+    return f"{VERSION}/{federation}/gateway/claim"
 
 
 def parse_member(topic: str, federation: str) -> tuple[str, str]:

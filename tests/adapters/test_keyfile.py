@@ -9,89 +9,102 @@ import pytest
 
 from edge_fi.adapters import keyfile
 from edge_fi.errors import KeyFileError
+from edge_fi.messages import ROLES
+from edge_fi.session import GatewayIdentity, Identity
 from firmware_sim.stream import Stream
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    keyfile.make_gateway(tmp_path, "acme", Stream("gateway"))
-    return tmp_path
+def gateway(tmp_path: Path) -> GatewayIdentity:
+    return keyfile.make_gateway(tmp_path / "gateway.key", "acme", Stream("gateway"))
 
 
-def make(folder: Path, member: str, role: str = "device", index: int | None = None) -> list[Path]:
+@pytest.fixture
+def path(tmp_path: Path, gateway: GatewayIdentity) -> Path:
+    """The key file of a member that was accepted."""
+    keyfile.accept_member(tmp_path / "pi-07.key", make(tmp_path / "pi-07.key", gateway), 7)
+    return tmp_path / "pi-07.key"
+
+
+def make(path: Path, gateway: GatewayIdentity, member: str = "pi-07", role: str = "device") -> Identity:
     return keyfile.make_member(
-        folder,
-        role,
-        member,
-        gateway=folder / "gateway.pub",
-        roster=folder / "roster",
-        index=index,
-        entropy=Stream(member),
+        path, "acme", role, member, gateway=gateway.static.public, entropy=Stream(member)
     )
 
 
-def test_what_is_written_is_what_is_read(folder: Path) -> None:
-    make(folder, "pi-07")
-    make(folder, "laptop", "client")
-    gateway = keyfile.read_gateway(folder / "gateway.key")
-    device = keyfile.read_member(folder / "pi-07.key", "device")
-    assert (device.id, device.index, device.role, device.federation) == ("pi-07", 1, "device", "acme")
+def test_what_is_written_is_what_is_read(path: Path, gateway: GatewayIdentity) -> None:
+    assert keyfile.read_gateway(path.with_name("gateway.key")) == gateway
+    device = keyfile.read_member(path, "device")
+    assert (device.id, device.index, device.role, device.federation) == ("pi-07", 7, "device", "acme")
     assert device.gateway_static == gateway.static.public
-    assert device.gateway_verify == gateway.signing.public
-    first, second = keyfile.read_roster(folder / "roster", "acme")
-    assert (first.id, first.index, first.role, first.public) == ("pi-07", 1, "device", device.static.public)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_has_a_key_of_its_own_kind(tmp_path: Path, gateway: GatewayIdentity, role: str) -> None:
+    path = tmp_path / "x.key"
+    keyfile.accept_member(path, make(path, gateway, "x", role), 1)
+    assert keyfile.read_member(path, role).role == role
+    for other in set(ROLES) - {role}:
+        with pytest.raises(KeyFileError, match=f"kind is '{role}', but a {other} key is needed here"):
+            keyfile.read_member(path, other)
+
+
+def test_a_member_that_was_not_accepted_is_told_to_join(tmp_path: Path, gateway: GatewayIdentity) -> None:
+    path = tmp_path / "pi-07.key"
+    made = make(path, gateway)
+    with pytest.raises(KeyFileError, match="pi-07 has not joined yet: run 'edge-fi device join' again"):
+        keyfile.read_member(path, "device")
+    # The very key: an attempt to join that was interrupted goes on with it.
+    assert keyfile.read_member(path, "device", is_joining=True) == made
+
+
+def test_a_new_signing_key_leaves_the_gateway_what_it_is(path: Path, gateway: GatewayIdentity) -> None:
+    rotated = keyfile.rotate_signing(path.with_name("gateway.key"), Stream("rotated"))
+    assert rotated.static == gateway.static and rotated.federation == gateway.federation
+    assert rotated.signing.public != gateway.signing.public
+    assert keyfile.read_gateway(path.with_name("gateway.key")) == rotated
+
+
+def test_members_that_one_hand_introduces_are_members(tmp_path: Path, gateway: GatewayIdentity) -> None:
+    names = [("device", "pi-01"), ("client", "laptop")]
+    first, second = keyfile.introduce(tmp_path, names, gateway, Stream("hand"))
+    device = keyfile.read_member(tmp_path / "pi-01.key", "device")
+    assert (first.id, first.index, first.role, first.public) == ("pi-01", 1, "device", device.static.public)
     assert (second.id, second.index, second.role) == ("laptop", 2, "client")
 
 
-def test_private_files_are_their_owners_alone(folder: Path) -> None:
-    private, public = make(folder, "pi-07")
-    assert stat.S_IMODE(private.stat().st_mode) == 0o600
-    assert stat.S_IMODE((folder / "gateway.key").stat().st_mode) == 0o600
-    assert b"private" not in public.read_bytes()
+def test_every_file_is_its_owners_alone(path: Path) -> None:
+    keyfile.rotate_signing(path.with_name("gateway.key"), Stream("rotated"))
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
-def test_a_private_file_that_others_may_use_is_refused(folder: Path, mode: int) -> None:
-    private, _ = make(folder, "pi-07")
-    private.chmod(mode)
+def test_a_file_that_others_may_use_is_refused(path: Path, mode: int) -> None:
+    path.chmod(mode)
     with pytest.raises(KeyFileError, match=rf"mode {mode:04o}, others may read it: run chmod 600"):
-        keyfile.read_member(private, "device")
+        keyfile.read_member(path, "device")
 
 
-def test_nothing_is_overwritten(folder: Path) -> None:
-    before = (folder / "gateway.key").read_bytes()
+def test_nothing_is_overwritten(path: Path, gateway: GatewayIdentity) -> None:
+    before = [file.read_bytes() for file in sorted(path.parent.iterdir())]
+    with pytest.raises(KeyFileError, match="exists and is not overwritten: move it away first"):
+        keyfile.make_gateway(path.with_name("gateway.key"), "acme", Stream("other"))
     with pytest.raises(KeyFileError, match="exists and is not overwritten"):
-        keyfile.make_gateway(folder, "acme", Stream("other"))
-    assert (folder / "gateway.key").read_bytes() == before
-    make(folder, "pi-07")
-    with pytest.raises(KeyFileError, match="pi-07 is in the roster"):
-        make(folder, "pi-07")
-
-
-def test_an_index_is_never_given_twice(folder: Path) -> None:
-    make(folder, "pi-01", index=2)
-    make(folder, "pi-02")
-    make(folder, "pi-03")
-    assert [member.index for member in keyfile.read_roster(folder / "roster")] == [1, 2, 3]
-    with pytest.raises(KeyFileError, match="index 2 is taken"):
-        make(folder, "pi-04", index=2)
-
-
-@pytest.mark.parametrize("index", [0, 65536, -1])
-def test_an_index_is_within_its_field(folder: Path, index: int) -> None:
-    with pytest.raises(KeyFileError, match="must be 1 to 65535"):
-        make(folder, "pi-01", index=index)
+        make(path, gateway)
+    assert [file.read_bytes() for file in sorted(path.parent.iterdir())] == before
 
 
 @pytest.mark.parametrize("name", ["Pi", "pi/1", "pi+", "#", "gateway", "", "a" * 25, "-pi", "pi 1", "pí"])
-def test_an_id_that_is_no_topic_level_is_refused(folder: Path, name: str) -> None:
+def test_an_id_that_is_no_topic_level_is_refused(tmp_path: Path, gateway: GatewayIdentity, name: str) -> None:
     with pytest.raises(KeyFileError, match="must be 1 to 24"):
-        make(folder, name)
+        make(tmp_path / "x.key", gateway, name)
+    assert not (tmp_path / "x.key").exists()
 
 
 def test_a_federation_name_is_checked(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="federation 'Acme!'"):
-        keyfile.make_gateway(tmp_path, "Acme!", Stream("x"))
+        keyfile.make_gateway(tmp_path / "gateway.key", "Acme!", Stream("x"))
     assert not list(tmp_path.iterdir())
 
 
@@ -99,107 +112,81 @@ def test_a_federation_name_is_checked(tmp_path: Path) -> None:
     ("old", "new", "words"),
     [
         ('kind = "device"', 'kind = "client"', "kind is 'client', but a device key is needed"),
-        ("index = 1", "index = 0", "index must be"),
-        ("index = 1", 'index = "1"', "index must be"),
-        ("index = 1", "index = true", "index must be"),
+        ("index = 7", "index = -1", "index must be"),
+        ("index = 7", "index = 65536", "index must be"),
+        ("index = 7", 'index = "7"', "index must be"),
+        ("index = 7", "index = true", "index must be"),
         ('id = "pi-07"', 'id = "../etc"', "id '../etc' must be"),
         ('id = "pi-07"', "", "id is missing"),
         ('federation = "acme"', 'federation = "A"', "federation 'A' must be"),
         ('private = "', 'private = "!', "private must be 32 bytes in base64"),
         ('gateway_static = "', 'gateway_static = "AAAA', "gateway_static must be 32 bytes"),
-        ('gateway_verify = "', 'verify = "', "gateway_verify must be 32 bytes"),
     ],
 )
-def test_a_wrong_field_is_named_without_its_secret(folder: Path, old: str, new: str, words: str) -> None:
-    private, _ = make(folder, "pi-07")
-    content = private.read_text()
+def test_a_wrong_field_is_named_without_its_secret(path: Path, old: str, new: str, words: str) -> None:
+    content = path.read_text()
     secret = content.split('private = "')[1].split('"')[0]
     assert old in content
-    private.write_text(content.replace(old, new, 1))
+    path.write_text(content.replace(old, new, 1))
     with pytest.raises(KeyFileError) as caught:
-        keyfile.read_member(private, "device")
-    assert words in str(caught.value) and str(private) in str(caught.value)
+        keyfile.read_member(path, "device")
+    assert words in str(caught.value) and str(path) in str(caught.value)
     assert secret not in str(caught.value)
 
 
-def test_a_file_that_does_not_parse_is_not_quoted(folder: Path) -> None:
-    private, _ = make(folder, "pi-07")
-    private.write_text("private = secret-without-quotes")
+def test_a_file_that_does_not_parse_is_not_quoted(path: Path) -> None:
+    path.write_text("private = secret-without-quotes")
     with pytest.raises(KeyFileError) as caught:
-        keyfile.read_member(private, "device")
+        keyfile.read_member(path, "device")
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(
-        KeyFileError, match=r"nope\.key: No such file or directory; make one with 'edge-fi keys new'"
+        KeyFileError, match=r"nope\.key: No such file or directory; 'edge-fi gateway new' makes one"
     ):
         keyfile.read_gateway(tmp_path / "nope.key")
-    with pytest.raises(KeyFileError, match="no roster folder"):
-        keyfile.read_roster(tmp_path / "roster")
-
-
-def test_a_roster_of_two_federations_or_two_equal_indices_is_refused(folder: Path) -> None:
-    _, public = make(folder, "pi-01")
-    with pytest.raises(KeyFileError, match="federation is acme, but the gateway's is other"):
-        keyfile.read_roster(folder / "roster", "other")
-    copy = public.with_name("pi-02.pub")
-    copy.write_text(public.read_text().replace("pi-01", "pi-02"))
-    with pytest.raises(KeyFileError, match="index 1 is that of pi-01"):
-        keyfile.read_roster(folder / "roster")
-    copy.write_text(public.read_text().replace("index = 1", "index = 2"))
-    with pytest.raises(KeyFileError, match="id pi-01 is in the roster twice"):
-        keyfile.read_roster(folder / "roster")
+    with pytest.raises(KeyFileError, match="'edge-fi client join' makes one"):
+        keyfile.read_member(tmp_path / "nope.key", "client")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KeyFileError, match="cannot write"):
-        keyfile.make_gateway(tmp_path / "file", "acme", Stream("x"))
-
-
-@pytest.mark.parametrize(("moved", "there"), [("gateway.key", "gateway.pub"), ("gateway.pub", "gateway.key")])
-def test_half_a_pair_of_gateway_keys_is_never_joined_by_new_ones(
-    folder: Path, moved: str, there: str
-) -> None:
-    (folder / moved).unlink()
-    before = (folder / there).read_bytes()
-    with pytest.raises(KeyFileError, match=rf"{there} exists and is not overwritten: move it away first"):
-        keyfile.make_gateway(folder, "acme", Stream("other"))
-    assert [path.name for path in folder.iterdir()] == [there]
-    assert (folder / there).read_bytes() == before
+        keyfile.make_gateway(tmp_path / "file" / "gateway.key", "acme", Stream("x"))
 
 
 def test_a_link_to_nowhere_is_not_written_through(tmp_path: Path) -> None:
-    (tmp_path / "gateway.pub").symlink_to(tmp_path / "gone")
+    (tmp_path / "gateway.key").symlink_to(tmp_path / "gone")
     with pytest.raises(KeyFileError, match="exists and is not overwritten"):
-        keyfile.make_gateway(tmp_path, "acme", Stream("x"))
-    assert [path.name for path in tmp_path.iterdir()] == ["gateway.pub"]
+        keyfile.make_gateway(tmp_path / "gateway.key", "acme", Stream("x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["gateway.key"]
 
 
-def test_a_member_whose_roster_cannot_be_written_leaves_no_private_key(folder: Path) -> None:
-    (folder / "roster").write_text("a file where a folder should be")
-    with pytest.raises(KeyFileError, match=r"cannot write .*roster/pi-07\.pub"):
-        make(folder, "pi-07")
-    assert not (folder / "pi-07.key").exists()
-    (folder / "roster").unlink()
-    make(folder, "pi-07")
-    assert keyfile.read_member(folder / "pi-07.key", "device").index == 1
+def test_a_key_that_cannot_be_written_anew_is_the_old_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, before = path.with_name("gateway.key"), path.with_name("gateway.key").read_bytes()
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(KeyFileError, match=r"cannot write .*gateway\.key: No space left on device"):
+        keyfile.rotate_signing(key, Stream("rotated"))
+    assert key.read_bytes() == before
+    assert sorted(file.name for file in path.parent.iterdir()) == ["gateway.key", "pi-07.key"]
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_full_disk_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int, *arguments: object, **options: object) -> None:
-        os.close(descriptor)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(KeyFileError, match=r"cannot write .*gateway\.key: No space left on device"):
-        keyfile.make_gateway(tmp_path, "acme", Stream("x"))
+        keyfile.make_gateway(tmp_path / "gateway.key", "acme", Stream("x"))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_path_is_shown_without_detours(folder: Path) -> None:
+def test_a_path_is_shown_without_detours(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError) as caught:
-        keyfile.read_member(folder / "configs" / ".." / "pi-07.key", "device")
-    assert f"cannot read key file {folder / 'pi-07.key'}: " in str(caught.value)
+        keyfile.read_member(tmp_path / "configs" / ".." / "pi-07.key", "device")
+    assert f"cannot read key file {tmp_path / 'pi-07.key'}: " in str(caught.value)

@@ -1,15 +1,18 @@
 """The command line: help with examples, JSON, one sentence and a numbered exit code for each error."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
-from edge_fi.cli.main import main
+from edge_fi.adapters import keyfile
+from edge_fi.cli.main import edge_fi, main
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -32,14 +35,39 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def keys(run: Run, tmp_path: Path) -> Path:
-    """A folder with a gateway, a device and a client."""
+def keys(tmp_path: Path) -> Path:
+    """A folder with the keys of a gateway, a device and a client."""
     out = tmp_path / "keys"
-    gateway = ("--gateway", out / "gateway.pub", "--roster", out / "roster", "--out", out)
-    assert run("keys", "new", "gateway", "--federation", "acme", "--out", out)[0] == 0
-    assert run("keys", "new", "device", "pi-01", *gateway)[0] == 0
-    assert run("keys", "new", "client", "laptop", *gateway)[0] == 0
+    gateway = keyfile.make_gateway(out / "gateway.key", "acme", os.urandom)
+    keyfile.introduce(out, [("device", "pi-01"), ("client", "laptop")], gateway, os.urandom)
     return out
+
+
+VERBS = [
+    "demo",
+    "gateway new",
+    "gateway run",
+    "gateway invite",
+    "gateway rotate",
+    "gateway backup",
+    "gateway restore",
+    "gateway install-service",
+    "device join",
+    "device run",
+    "device install-service",
+    "client join",
+    "helper join",
+    "ask",
+    "roster list",
+    "roster show",
+    "roster revoke",
+    "roster label",
+    "roster export",
+    "broker config",
+    "broker renew",
+    "broker check",
+    "task show",
+]
 
 
 def device_toml(folder: Path, **changes: str) -> Path:
@@ -69,29 +97,25 @@ def image(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "",
-        "demo",
-        "gateway run",
-        "device run",
-        "ask",
-        "keys new gateway",
-        "keys new device",
-        "keys new client",
-        "task show",
-    ],
-)
+def test_the_list_above_has_every_verb() -> None:
+    def leaves(group: click.Command, name: str) -> Iterator[str]:
+        if isinstance(group, click.Group):
+            for its_name, command in group.commands.items():
+                yield from leaves(command, f"{name} {its_name}".strip())
+        else:
+            yield name
+
+    assert set(VERBS) <= set(leaves(edge_fi, ""))
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_every_verb_helps_with_an_example(run: Run, verb: str) -> None:
     code, out, _ = run(*verb.split(), "--help")
     assert code == 0
-    assert "edge-fi" in out.split("\n", 1)[1]
+    assert f"edge-fi {verb}".strip() in out.split("\n", 1)[1]
 
 
-@pytest.mark.parametrize(
-    "verb", ["demo", "gateway run", "device run", "ask", "keys new gateway", "keys new device", "task show"]
-)
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_json(run: Run, verb: str) -> None:
     assert "--json" in run(*verb.split(), "--help")[1]
 
@@ -99,14 +123,6 @@ def test_every_verb_takes_json(run: Run, verb: str) -> None:
 @pytest.mark.parametrize("verb", ["gateway run", "device run", "ask"])
 def test_a_verb_with_a_configuration_says_what_overrides_it(run: Run, verb: str) -> None:
     assert "EDGE_FI_BROKER__HOST" in run(*verb.split(), "--help")[1]
-
-
-def test_keys_new_says_when_a_gateway_learns_of_them(run: Run, keys: Path) -> None:
-    for role in ("device", "client"):
-        assert "A gateway reads its roster when it starts" in run("keys", "new", role, "--help")[1]
-    _, out, _ = run("keys", "new", "device", "pi-02", "--gateway", keys / "gateway.pub",
-                    "--roster", keys / "roster", "--out", keys)  # fmt: skip
-    assert "a running gateway learns of it when it is started again" in out
 
 
 def test_task_show_tells_what_travels(run: Run) -> None:
@@ -117,26 +133,6 @@ def test_task_show_tells_what_travels(run: Run) -> None:
     assert shown["vote_bytes"]["label"] == 2 and shown["vote_bytes"]["probs-4"] == 6
     code, out, _ = run("task", "show", DIGITS)
     assert code == 0 and "uint8, 8 x 8: 64 bytes" in out and shown["digest"] in out
-
-
-def test_keys_new_prints_where_they_are(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("keys", "new", "gateway", "--federation", "acme", "--out", tmp_path, "--json")
-    assert code == 0
-    assert json.loads(out) == {
-        "private": str(tmp_path / "gateway.key"),
-        "public": str(tmp_path / "gateway.pub"),
-    }
-
-
-def test_no_key_is_ever_printed(run: Run, keys: Path) -> None:
-    import tomllib
-
-    secrets = [tomllib.loads(path.read_text())["private"] for path in keys.glob("*.key")]
-    _, out, err = run("keys", "new", "device", "pi-02", "--gateway", keys / "gateway.pub",
-                      "--roster", keys / "roster", "--out", keys)  # fmt: skip
-    secrets += [tomllib.loads((keys / "pi-02.key").read_text())["private"]]
-    assert len(secrets) == 4
-    assert not [secret for secret in secrets if secret in out + err]
 
 
 @pytest.mark.parametrize(
@@ -150,8 +146,21 @@ def test_no_key_is_ever_printed(run: Run, keys: Path) -> None:
         (["device", "run", "--config", "gone.toml"], 3),
         (["ask", "--config", "gone.toml", "--input", "x"], 3),
         (["task", "show", "gone.toml"], 3),
-        (["keys", "new", "gateway", "--federation", "NOT OK"], 4),
-        (["keys", "new", "device", "pi-01", "--gateway", "gone.pub"], 4),
+        (["gateway", "new", "--federation", "acme"], 2),
+        (["gateway", "new", "--federation", "acme", "--task", "gone.toml"], 3),
+        (["gateway", "new", "--federation", "NOT OK", "--task", DIGITS], 4),
+        (["gateway", "invite", "pi-01"], 3),
+        (["gateway", "invite", "pi", "--count", "3"], 2),
+        (["gateway", "invite", "pi-01", "--lifetime", "1s"], 2),
+        (["gateway", "rotate"], 3),
+        (["gateway", "backup", "x.tar"], 3),
+        (["gateway", "restore", "gone.tar", "--out", "there"], 3),
+        (["device", "join", "--file", "gone.invite"], 3),
+        (["client", "join", "FI1:SECRET"], 2),
+        (["roster", "list"], 3),
+        (["broker", "config", "nats"], 3),
+        (["broker", "config", "rabbit"], 2),
+        (["broker", "check"], 3),
     ],
 )
 def test_an_error_has_its_exit_code_and_one_sentence(

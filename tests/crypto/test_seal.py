@@ -6,13 +6,23 @@ from nacl.bindings import crypto_generichash_blake2b_salt_personal
 from edge_fi.crypto.keys import SigningKey
 from edge_fi.crypto.seal import (
     Epoch,
+    JoinKeys,
     SessionKeys,
     answer_key,
     check_hello_mac,
+    check_join_mac,
     check_settled,
+    claim_mac,
+    gateway_password,
     hello_mac,
+    join_mac,
+    join_password,
+    join_prologue,
+    member_password,
     name_in,
     prologue,
+    refused_mac,
+    roster_key,
     settle_digest,
     settle_preimage,
     sign_query,
@@ -22,6 +32,7 @@ from edge_fi.errors import SealError
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(range(1, 33))
+TOKEN = bytes(range(16))
 HEADER = b"\x01\x00" + bytes(3) + b"\x07" + bytes(3) + b"\x05"
 
 
@@ -52,6 +63,82 @@ def test_no_two_members_share_a_prologue() -> None:
         prologue("acmed", "evice", 1),
     }
     assert len(prologues) == 5
+
+
+def test_the_prologue_of_joining_names_all_that_an_invite_grants() -> None:
+    expected = b"fi1 join" + b"\x04acme" + b"\x06device" + b"\x05pi-07" + b"\x01\x02\x03\x04"
+    assert join_prologue("acme", "device", "pi-07", 0x01020304) == expected
+
+
+def test_no_two_invites_share_a_prologue_and_none_has_that_of_a_session() -> None:
+    prologues = {
+        join_prologue("acme", "device", "pi-07", 1),
+        join_prologue("acme", "device", "pi-07", 2),
+        join_prologue("acme", "device", "pi-7", 1),
+        join_prologue("acme", "client", "pi-07", 1),
+        join_prologue("acm", "device", "pi-07", 1),
+        prologue("acme", "device", 1),
+    }
+    assert len(prologues) == 6
+
+
+# Joining
+
+
+def test_both_keys_of_joining_come_from_the_token_and_what_it_grants() -> None:
+    keys = JoinKeys.from_token(TOKEN, b"context")
+    assert keys.psk == blake2b(TOKEN, b"fi1 join psk", b"context")
+    assert keys.mac == blake2b(TOKEN, b"fi1 join key", b"context")
+
+
+def test_a_join_mac_is_eight_bytes_of_blake2b() -> None:
+    assert join_mac(KEY, b"join") == blake2b(KEY, b"fi1 join mac", b"join", 8)
+    check_join_mac(KEY, b"join", join_mac(KEY, b"join"))
+
+
+def test_another_join_mac_is_refused() -> None:
+    mac = join_mac(KEY, b"join")
+    for key, maced, claimed in (
+        (OTHER_KEY, b"join", mac),
+        (KEY, b"joiN", mac),
+        (KEY, b"join", mac[:-1]),
+        (KEY, b"join", mac + b"\0"),
+        (KEY, b"join", b""),
+        (KEY, b"join", hello_mac(KEY, b"join")),
+        (KEY, b"join", mac[:-1] + bytes([mac[-1] ^ 1])),
+    ):
+        with pytest.raises(SealError, match=r"^mac$"):
+            check_join_mac(key, maced, claimed)
+
+
+def test_a_refusals_mac_is_bound_to_the_join_that_it_refuses() -> None:
+    assert refused_mac(KEY, b"refused", b"mac of 8") == blake2b(KEY, b"fi1 refused", b"refusedmac of 8", 8)
+
+
+# Passwords of the broker
+
+
+def test_every_password_is_32_hexadecimal_digits_of_blake2b() -> None:
+    context = prologue("acme", "device", 7)
+    assert join_password(TOKEN) == blake2b(TOKEN, b"fi1 join user", b"", 16).hex()
+    assert member_password(KEY, context) == blake2b(KEY, b"fi1 broker", context, 16).hex()
+    gateway = prologue("acme", "gateway", 0)
+    assert gateway_password(KEY, "acme") == blake2b(KEY, b"fi1 broker", gateway, 16).hex()
+
+
+# The gateway's words to itself
+
+
+def test_a_claims_mac_is_of_a_key_that_only_the_gateway_has() -> None:
+    claim_key = blake2b(KEY, b"fi1 claim key")
+    for purpose in (b"fi1 claim", b"fi1 held"):
+        assert claim_mac(KEY, purpose, b"maced") == blake2b(claim_key, purpose, b"maced", 8)
+
+
+def test_every_roster_word_has_a_key_of_its_own() -> None:
+    key = blake2b(KEY, b"fi1 roster")
+    assert roster_key(KEY, b"header") == blake2b(key, b"fi1 roster", b"header")
+    assert roster_key(KEY, b"headeR") != roster_key(KEY, b"header") != roster_key(OTHER_KEY, b"header")
 
 
 # HELLO's mac
@@ -194,7 +281,12 @@ def test_another_preimage_or_place_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "secret_holder", [Epoch(7, b"a" * 32, b"b" * 32), SessionKeys(b"a" * 32, b"b" * 32, b"c" * 32, b"d" * 32)]
+    "secret_holder",
+    [
+        Epoch(7, b"a" * 32, b"b" * 32),
+        SessionKeys(b"a" * 32, b"b" * 32, b"c" * 32, b"d" * 32),
+        JoinKeys(b"a" * 32, b"b" * 32),
+    ],
 )
 def test_keys_never_show(secret_holder: object) -> None:
     shown = repr(secret_holder)

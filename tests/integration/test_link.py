@@ -8,6 +8,7 @@ import pytest
 from live import PATIENCE_S, SETTINGS, need
 
 from broker.embedded import EmbeddedBroker
+from edge_fi.adapters.inbound import Inbound
 from edge_fi.adapters.mqtt import Down, MqttLink, Received, Up, Version, packet_bytes
 from edge_fi.effects import Publish
 
@@ -71,7 +72,7 @@ def test_small_packets_are_not_held_back(broker: Broker) -> None:
     link = broker.link("link")
     broker.until(lambda: link.is_up)
     connection = link._client.socket()
-    assert isinstance(connection, socket.socket)
+    assert isinstance(connection, Inbound)
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 

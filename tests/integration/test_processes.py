@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import eventually, need
+from live import eventually, make_state, need
 
 from broker.embedded import EmbeddedBroker, available
-from edge_fi.adapters import keyfile
 from edge_fi.demo.members import ASSETS, members
 
 ROOT = Path(__file__).parents[2]
@@ -65,20 +64,18 @@ class Site:
 
     def __enter__(self) -> "Site":
         self.broker.start()
-        keyfile.make_gateway(self.folder, "site", os.urandom)
+        make_state(self.folder, "site", [member.id for member in members()[:3]], ["laptop"])
         tail = f"[broker]\nport = {self.broker.port}\n"
         task = json.dumps(str(ASSETS / "digits.toml"))
         for member in members()[:3]:
-            self._make_member("device", member.id)
             (self.folder / f"{member.id}.toml").write_text(
                 f'key = "{member.id}.key"\ntask = {task}\n[model]\n'
                 f"path = {json.dumps(str(ASSETS / member.model))}\n"
                 f'labels = {json.dumps(member.labels)}\nscores = "{member.scores}"\n{tail}'
             )
-        self._make_member("client", "laptop")
         (self.folder / "client.toml").write_text(f'key = "laptop.key"\ntasks = [{task}]\n{tail}')
         (self.folder / "gateway.toml").write_text(
-            f'key = "gateway.key"\nroster = "roster"\ntasks = [{task}]\n{tail}[round]\ntimeout_s = 2.0\n'
+            f'key = "gateway.key"\nstate = "state.db"\ntasks = [{task}]\n{tail}[round]\ntimeout_s = 2.0\n'
         )
         (self.folder / "image.json").write_text(json.dumps([[0] * 8] * 8))
         return self
@@ -109,17 +106,6 @@ class Site:
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         return done.returncode, json.loads(done.stdout)
-
-    def _make_member(self, role: str, name: str) -> None:
-        keyfile.make_member(
-            self.folder,
-            role,
-            name,
-            gateway=self.folder / "gateway.pub",
-            roster=self.folder / "roster",
-            index=None,
-            entropy=os.urandom,
-        )
 
 
 @pytest.fixture(params=["mosquitto", "nats"])

@@ -3,305 +3,59 @@
 Deterministic: every key and every drawn byte is a hash of its name, and every number that depends on a
 library's exp or log is rounded to 10 significant digits. Made with the functions of `wire` and `crypto`;
 that the machines, and a device which shares no code with them, do the same is tests/test_vectors.py.
+
+Here: sessions and what travels under them. Joining is in `joinings`, what a gateway's runs say to each
+other in `runs`.
 """
 
-import hashlib
-import json
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from book import Book, Fields, flip, rounded, seeded
+from joinings import joinings
+from runs import runs
+from sittings import (
+    ALL_FORMS,
+    BIRDS,
+    BOOT,
+    DIGITS,
+    FEDERATION,
+    FELLOW,
+    GATEWAY,
+    LOW_ORDER,
+    MANY,
+    NEXT_SIGNING,
+    PAIR,
+    SETTLE_SECRET,
+    TENSORS,
+    NextEpoch,
+    Sitting,
+    answer_frame,
+    counted,
+    handshake,
+    hello_frame,
+    next_epoch,
+    query_frame,
+    query_plaintext,
+    ready_frame,
+    session_fields,
+    sit,
+    task_fields,
+)
 
 from edge_fi.crypto import seal
 from edge_fi.crypto.aead import seal as aead_seal
-from edge_fi.crypto.keys import KeyPair, SigningKey, derive, dh
-from edge_fi.crypto.noise import HandshakeKK
+from edge_fi.crypto.keys import KeyPair, derive, dh
 from edge_fi.device import spread
-from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Outcome, Query, Status, Task, Tensor
-from edge_fi.session import Session, hello_key, mqtt_client_id
+from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Outcome, Status
 from edge_fi.wire import frames, payloads, votes
 from edge_fi.wire.frames import Type
-from edge_fi.wire.payloads import Ask, Hello, Welcome
+from edge_fi.wire.payloads import Ask, Hello, Ready
 
 FOLDER = Path(__file__).parent
-FEDERATION = "acme"
-LOW_ORDER = bytes(32)  # X25519 with this gives zeros, whatever the private key
-Fields = dict[str, Any]
-
-
-def seeded(name: str, size: int = 32) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=size, person=b"fi1 vectors").digest()
-
-
-GATEWAY = KeyPair.from_private(seeded("gateway static"))
-SIGNING = SigningKey.from_seed(seeded("gateway signing"))
-FELLOW = SigningKey.from_seed(seeded("a fellow member's signing key"))
-BOOT = 0xB0070001
-SETTLE_SECRET = seeded("settle secret")
-
-DIGITS = Task(
-    name="digits", number=1, labels=tuple("0123456789"), shape=(8, 8), dtype="uint8", log_weight=(-8, 0)
-)
-PAIR = Task(name="pair", number=2, labels=("no", "yes"), shape=(3,), dtype="int8", log_weight=(-3, -1))
-BIRDS = Task(
-    name="birds",
-    number=17,
-    labels=tuple(f"Vögel {n}" for n in range(17)),
-    shape=(2, 1, 2),
-    dtype="float16",
-    log_weight=(-20, 5),
-)
-MANY = Task(
-    name="many",
-    number=255,
-    labels=tuple(f"c{n}" for n in range(257)),
-    shape=(1, 1, 1, 1, 1, 1, 2, 1),
-    dtype="float32",
-    log_weight=(-8, 0),
-)
-TENSORS = {
-    1: Tensor("uint8", (8, 8), bytes(range(64))),
-    2: Tensor("int8", (3,), np.array([-128, 0, 127], "<i1").tobytes()),
-    17: Tensor("float16", (2, 1, 2), np.array([0.5, -2.0, 65504.0, 0.0], "<f2").tobytes()),
-    255: Tensor("float32", (1, 1, 1, 1, 1, 1, 2, 1), np.array([1.5, -0.25], "<f4").tobytes()),
-}
-
-
-@dataclass(slots=True, kw_only=True)
-class Sitting:
-    """One session, with everything that either side knows of it."""
-
-    name: str
-    role: str
-    id: str
-    index: int
-    static: KeyPair
-    ephemeral: KeyPair
-    gateway_ephemeral: KeyPair
-    task: Task | None
-    model: bytes
-    welcome: Welcome
-    hello_payload: bytes
-    hello: bytes
-    welcome_frame: bytes
-    mac_key: bytes
-    to_gateway: bytes
-    to_member: bytes
-    handshake_hash: bytes
-    keys: seal.SessionKeys
-    epoch: seal.Epoch
-
-
-def handshake(side: str, static: KeyPair, ephemeral: KeyPair, peer: bytes, prologue: bytes) -> HandshakeKK:
-    return HandshakeKK(
-        initiator=side == "member",
-        prologue=prologue,
-        static=static,
-        ephemeral=ephemeral,
-        peer_static=peer,
-    )
-
-
-def hello_frame(static: KeyPair, index: int, message: bytes, prologue: bytes, *, flags: int = 0) -> bytes:
-    maced = struct.pack(">BBH", Type.HELLO, flags, index) + message
-    return maced + seal.hello_mac(hello_key(static, GATEWAY.public, prologue), maced)
-
-
-def sit(name: str, role: str, id_: str, index: int, task: Task | None, **welcome: Any) -> Sitting:
-    static = KeyPair.from_private(seeded(f"{id_} static"))
-    ephemeral = KeyPair.from_private(seeded(f"{name} ephemeral"))
-    gateway_ephemeral = KeyPair.from_private(seeded(f"{name} gateway ephemeral"))
-    model = seeded(f"{name} model", 8) if task else b""
-    settings: Fields = {"session": 0, "boot": BOOT, "rejoin_window_ms": 100}
-    if task:
-        key, number = seeded(f"{name} epoch"), int.from_bytes(seeded(f"{name} epoch number", 4), "big")
-        settings |= {"epoch": number, "floor": 1, "epoch_key": key}
-    stated = Welcome(**settings | welcome)
-    prologue = seal.prologue(FEDERATION, role, index)
-    member = handshake("member", static, ephemeral, GATEWAY.public, prologue)
-    gateway = handshake("gateway", GATEWAY, gateway_ephemeral, static.public, prologue)
-    payload = payloads.encode_hello(Hello(model, task.number, task.digest())) if task else b""
-    hello = hello_frame(static, index, member.write_message_1(payload), prologue)
-    gateway.read_message_1(frames.parse_handshake(hello).message)
-    message = gateway.write_message_2(payloads.encode_welcome(stated))
-    member.read_message_2(message)
-    to_gateway, to_member = member.split()
-    return Sitting(
-        name=name,
-        role=role,
-        id=id_,
-        index=index,
-        static=static,
-        ephemeral=ephemeral,
-        gateway_ephemeral=gateway_ephemeral,
-        task=task,
-        model=model,
-        welcome=stated,
-        hello_payload=payload,
-        hello=hello,
-        welcome_frame=frames.build_handshake_header(Type.WELCOME, index) + message,
-        mac_key=hello_key(static, GATEWAY.public, prologue),
-        to_gateway=to_gateway,
-        to_member=to_member,
-        handshake_hash=member.handshake_hash,
-        keys=seal.SessionKeys.from_transport(to_gateway, to_member),
-        epoch=seal.Epoch.from_key(stated.epoch, stated.epoch_key),
-    )
-
-
-def counted(s: Sitting, kind: Type, payload: bytes, counter: int = 0) -> bytes:
-    """A READY, ASK or OUTCOME frame."""
-    session = Session(s.welcome.session, s.index, s.keys, _sent=counter)
-    return session.seal(kind, payload)
-
-
-def task_fields(task: Task) -> Fields:
-    return {
-        "number": task.number,
-        "dtype": task.dtype,
-        "shape": task.shape,
-        "log_weight": task.log_weight,
-        "labels": task.labels,
-        "digest": task.digest(),
-    }
-
-
-def session_fields(s: Sitting, *, by_gateway: bool) -> Fields:
-    w = s.welcome
-    fields: Fields = {
-        "federation": FEDERATION,
-        "role": s.role,
-        "id": s.id,
-        "index": s.index,
-        "member_private": s.static.private,
-        "member_public": s.static.public,
-        "member_ephemeral_private": s.ephemeral.private,
-        "gateway_private": GATEWAY.private,
-        "gateway_public": GATEWAY.public,
-        "gateway_ephemeral_private": s.gateway_ephemeral.private,
-        "gateway_signing_seed": SIGNING.seed,
-        "gateway_verify": SIGNING.public,
-        "client_id": mqtt_client_id(s.static),
-        "prologue": seal.prologue(FEDERATION, s.role, s.index),
-        "mac_key": s.mac_key,
-        "hello_payload": s.hello_payload,
-        "hello": s.hello,
-        "by_gateway": by_gateway,
-        "session": w.session,
-        "boot": w.boot,
-        "rejoin_window_ms": w.rejoin_window_ms,
-        "welcome_payload": payloads.encode_welcome(w),
-        "welcome": s.welcome_frame,
-        "handshake_hash": s.handshake_hash,
-        "to_gateway": s.to_gateway,
-        "to_member": s.to_member,
-        "key_answer": s.keys.answer,
-        "key_up": s.keys.up,
-        "key_ask": s.keys.ask,
-        "key_down": s.keys.down,
-    }
-    if s.task is None:
-        return fields
-    ready = payloads.encode_ready(frozenset(VOTE_FORMS))
-    return fields | {
-        "task": task_fields(s.task),
-        "model": s.model,
-        "settle_secret": SETTLE_SECRET,
-        "epoch": w.epoch,
-        "floor": w.floor,
-        "epoch_key": w.epoch_key,
-        "query_seal_key": s.epoch.seal_key,
-        "query_hash_key": s.epoch.digest_key,
-        "ready_payload": ready,
-        "ready": counted(s, Type.READY, ready),
-    }
-
-
-def query_plaintext(s: Sitting, *, seq: int = 1, **changes: Any) -> bytes:
-    assert s.task is not None
-    preimage = seal.settle_preimage(SETTLE_SECRET, s.welcome.epoch, seq)
-    fields: Fields = {
-        "task": s.task.number,
-        "forms": frozenset(VOTE_FORMS),
-        "deadline_ms": 2000,
-        "settle": seal.settle_digest(preimage, s.welcome.epoch, seq, FEDERATION),
-        "tensor": TENSORS[s.task.number],
-    }
-    return payloads.encode_query(Query(**fields | changes))
-
-
-def query_frame(
-    s: Sitting,
-    plaintext: bytes,
-    *,
-    seq: int = 1,
-    flags: int = 0,
-    epoch: seal.Epoch | None = None,
-    signing: SigningKey = SIGNING,
-    federation: str = FEDERATION,
-) -> bytes:
-    epoch = epoch or s.epoch
-    header = struct.pack(">BBII", Type.QUERY, flags, epoch.number, seq)
-    signed = header + epoch.seal_query(plaintext, seq=seq, header=header)
-    return signed + seal.sign_query(signing, federation, signed)
-
-
-def answer_frame(
-    s: Sitting,
-    query: bytes,
-    form: int,
-    code: bytes,
-    *,
-    key: bytes | None = None,
-    model: bytes | None = None,
-    seq: int = 1,
-    **header: int,
-) -> bytes:
-    place = {"session": s.welcome.session, "index": s.index} | header
-    head = frames.build_session_header(Type.ANSWER, place["session"], place["index"], seq, form)
-    own = seal.answer_key(
-        key or s.keys.answer,
-        head,
-        epoch=s.welcome.epoch,
-        query_hash=s.epoch.query_hash(query),
-        model=s.model if model is None else model,
-    )
-    return head + aead_seal(code, key=own, nonce=0, header=head)
-
-
-def flip(frame: bytes, at: int, bit: int = 0) -> bytes:
-    changed = bytearray(frame)
-    changed[at] ^= 1 << bit
-    return bytes(changed)
-
-
-def rounded(values: Any) -> Any:
-    if isinstance(values, float | int):
-        return float(f"{values:.10g}")
-    return [rounded(float(value)) for value in values]
-
-
-class Book:
-    """The vectors, by name."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, str] = {}
-
-    def add(self, name: str, kind: str, about: str, expect: str = "ok", **fields: Any) -> None:
-        assert name not in self.files
-        entries = {"name": name, "kind": kind, "about": about, "expect": expect} | fields
-        lines = [f"  {json.dumps(key)}: {json.dumps(_plain(value))}" for key, value in entries.items()]
-        self.files[name] = "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+NOT_OURS = ("noise_kk", "noise_ikpsk1")
 
 
 def build() -> dict[str, str]:
@@ -329,29 +83,47 @@ def build() -> dict[str, str]:
         book.add(f"session_ok_{s.name}", "session", about, **session_fields(s, by_gateway=True))
     about = "The greatest session number, boot, window, epoch and floor. Not what a new gateway says."
     book.add("session_ok_high", "session", about, **session_fields(high, by_gateway=False))
-    _derivations(book, digits)
     _votes(book)
     _handshakes(book, digits)
+    _rekeys(book, digits, high)
     _queries(book, digits, pair, birds, many, high)
+    _epochs(book, digits)
     _answers(book, digits, pair, birds, many)
     _settled(book, digits)
     _asks(book, client)
     _outcomes(book, client)
-    _misplaced(book, digits, client)
+    others = joinings(book) | runs(book)
+    _derivations(book, digits, others)
+    _misplaced(book, digits, client, others)
     return book.files
 
 
-def _derivations(book: Book, s: Sitting) -> None:
-    """The steps of one session and one query, in the table's order of docs/protocol.md."""
+def _derivations(book: Book, s: Sitting, others: dict[str, bytes]) -> None:
+    """Each row of the tables of docs/protocol.md, in their order. others: frames of joining and of runs."""
     query = query_frame(s, query_plaintext(s))
     header = frames.build_session_header(Type.ANSWER, s.welcome.session, s.index, 1, Form.LABEL)
     place = struct.pack(">II", s.welcome.epoch, 1)
     bound = header + place[:4] + s.epoch.query_hash(query) + s.model
     shared = dh(s.static.private, GATEWAY.public)
+    prologue = seal.prologue(FEDERATION, s.role, s.index)
     preimage = seal.settle_preimage(SETTLE_SECRET, s.welcome.epoch, 1)
+    own, token, join_prologue = GATEWAY.private, others["token"], others["join_prologue"]
+    join_key = derive(token, b"fi1 join key", join_prologue)
+    claim_key, roster_key = derive(own, b"fi1 claim key"), derive(own, b"fi1 roster")
+    model_file = seeded("a model file", 64)
+    as_gateway = seal.prologue(FEDERATION, "gateway", 0)
     steps: list[tuple[str, str, bytes, bytes, int]] = [
         ("client_id", "fi1 client id", s.static.private, b"", 10),
-        ("mac_key", "fi1 hello key", shared, seal.prologue(FEDERATION, s.role, s.index), 32),
+        ("client_id_gateway", "fi1 client id", own, BOOT.to_bytes(4, "big"), 10),
+        ("password_member", "fi1 broker", shared, prologue, 16),
+        ("password_gateway", "fi1 broker", own, as_gateway, 16),
+        ("password_joiner", "fi1 join user", token, b"", 16),
+        ("join_psk", "fi1 join psk", token, join_prologue, 32),
+        ("join_key", "fi1 join key", token, join_prologue, 32),
+        ("join_mac", "fi1 join mac", join_key, others["join"][:-8], 8),
+        ("refused_mac", "fi1 refused", join_key, others["refused"][:-8] + others["join"][-8:], 8),
+        ("ca_pin", "fi1 ca pin", b"", others["certificate"], 16),
+        ("mac_key", "fi1 hello key", shared, prologue, 32),
         ("mac", "fi1 hello mac", s.mac_key, s.hello[:-8], 8),
         ("key_answer", "fi1 answer", s.to_gateway, b"", 32),
         ("key_up", "fi1 frame", s.to_gateway, b"", 32),
@@ -363,6 +135,13 @@ def _derivations(book: Book, s: Sitting) -> None:
         ("answer", "fi1 answer key", s.keys.answer, bound, 32),
         ("preimage", "fi1 settle", SETTLE_SECRET, place, 16),
         ("digest", "fi1 settled", preimage, place + seal.name_in(FEDERATION), 8),
+        ("task_digest", "fi1 task", b"", DIGITS.definition(), 8),
+        ("model_digest", "fi1 model", b"", model_file, 8),
+        ("claim_key", "fi1 claim key", own, b"", 32),
+        ("claim_mac", "fi1 claim", claim_key, others["claim"][:-8], 8),
+        ("held_mac", "fi1 held", claim_key, others["held"][:-8], 8),
+        ("roster_key", "fi1 roster", own, b"", 32),
+        ("roster_seal_key", "fi1 roster", roster_key, others["roster"][:22], 32),
     ]
     fields = [
         {
@@ -375,8 +154,9 @@ def _derivations(book: Book, s: Sitting) -> None:
         }
         for use, person, key, context, size in steps
     ]
-    about = "Every purpose once: keyed BLAKE2b of the context, personalised."
-    book.add("derivations", "derivations", about, session=f"session_ok_{s.name}", steps=fields)
+    about = "Every row of the tables of keys once: BLAKE2b of the context, keyed where there is a key."
+    more = {"session": f"session_ok_{s.name}", "joining": "join_ok_device"}
+    book.add("derivations", "derivations", about, **more, steps=fields)
 
 
 def _votes(book: Book) -> None:
@@ -444,7 +224,6 @@ def _handshakes(book: Book, s: Sitting) -> None:
         )
 
     message = spoken(s.hello_payload)
-    ready = counted(s, Type.READY, payloads.encode_ready(frozenset(VOTE_FORMS)))
     hello("short", "59 bytes.", "length", s.hello[:59])
     hello("flags", "Flags 1, with a good mac.", "flags", hello_frame(s.static, 7, message, prologue, flags=1))
     hello("mac", "A bit of the mac.", "mac", flip(s.hello, -1))
@@ -465,7 +244,10 @@ def _handshakes(book: Book, s: Sitting) -> None:
     frame = hello_frame(s.static, 7, alien, prologue)
     hello("task", "Another task's digest.", "task_mismatch", frame)
     about = "The current session's HELLO again."
-    hello("replay", about, "replay", s.hello, before=[s.hello, ready])
+    hello("replay", about, "replay", s.hello, before=[s.hello, ready_frame(s)])
+    about = "The device may join one task, and this is another."
+    hello("only_task", about, "task_mismatch", s.hello, only_task=PAIR.number)
+    hello("closed", "The gateway waits for its claim to be answered.", "closed", s.hello, is_claiming=True)
     hello("stranger", "On the topic of an id that the roster lacks.", "stranger", s.hello, id="pi-99")
 
     def welcomed(payload: bytes, *, seed: str = "", to: bytes = b"") -> bytes:
@@ -494,6 +276,8 @@ def _handshakes(book: Book, s: Sitting) -> None:
     welcome("tag", "A bit of the tag.", "seal", flip(good, -1))
     welcome("session_number", "Session 16.", "payload", welcomed(b"\x10" + payload[1:]))
     welcome("payload_short", "One byte less.", "payload", welcomed(payload[:-1]))
+    welcome("payload_long", "One byte more.", "payload", welcomed(payload + b"\0"))
+    welcome("payload_keyless", "47 bytes, without a signing key.", "payload", welcomed(payload[:47]))
     welcome("payload_of_client", "A client's 7 bytes.", "payload", welcomed(payload[:7]))
     early = KeyPair.from_private(seeded("an earlier ephemeral"))
     crossed = handshake("member", s.static, early, GATEWAY.public, prologue).write_message_1(s.hello_payload)
@@ -506,39 +290,114 @@ def _handshakes(book: Book, s: Sitting) -> None:
             f"ready_bad_{name}", "ready", about, expect, session=f"session_ok_{s.name}", frame=frame, **more
         )
 
-    body = payloads.encode_ready(frozenset(VOTE_FORMS))
+    ready, body = ready_frame(s), payloads.encode_ready(Ready(ALL_FORMS, s.welcome.epoch))
     ready_("short", "23 bytes.", "length", ready[:23])
     ready_("long", "1,025 bytes.", "length", ready + bytes(1025 - len(ready)))
     ready_("form", "The form bits are not 0.", "form", flip(ready, 1))
     ready_("session", "A session that is not open.", "session", flip(ready, 1, 7))
     ready_("index", "A bit of the index.", "index", flip(ready, 3))
     ready_("counter", "A bit of the counter.", "seal", flip(ready, 7))
-    ready_("payload", "Three bytes of forms.", "payload", counted(s, Type.READY, body + b"\0"))
+    ready_("tag", "A bit of the tag.", "seal", flip(ready, -1))
+    for name, about, plain in (
+        ("payload_forms", "2 bytes, the forms alone.", body[:2]),
+        ("payload_short", "5 bytes.", body[:-1]),
+        ("payload_long", "7 bytes.", body + b"\0"),
+        ("payload_empty", "No byte.", b""),
+    ):
+        ready_(name, about, "payload", counted(s, Type.READY, plain))
     ready_("replay", "The same again.", "replay", ready, before=[ready])
+    far = ready_frame(s, 1024)
+    ready_("stale", "1,024 below the newest counter.", "stale", ready, before=[far])
+
+
+def _rekeys(book: Book, s: Sitting, high: Sitting) -> None:
+    def ok(name: str, about: str, s: Sitting, it: NextEpoch, counter: int, *, by_gateway: bool) -> None:
+        book.add(
+            f"rekey_{name}",
+            "rekey",
+            about,
+            session=f"session_ok_{s.name}",
+            by_gateway=by_gateway,
+            counter=counter,
+            epoch=it.epoch.number,
+            grace_ms=it.grace_ms,
+            epoch_key=it.key,
+            signing_seed=it.signing.seed,
+            verify=it.signing.public,
+            query_seal_key=it.epoch.seal_key,
+            query_hash_key=it.epoch.digest_key,
+            payload=it.payload,
+            frame=it.frame,
+            ready=ready_frame(s, 1, epoch=it.epoch.number),
+            ready_again=ready_frame(s, 2, epoch=it.epoch.number),
+            ready_former=ready_frame(s, 1),
+        )
+
+    good = next_epoch(s)
+    about = "A new epoch, while a query is open for 2 s. `ready` and `ready_again` answer it and its copy."
+    ok("ok", about, s, good, 0, by_gateway=True)
+    about = "With a new signing key."
+    ok("ok_signing", about, s, next_epoch(s, signing=NEXT_SIGNING), 0, by_gateway=True)
+    about = "The epoch after the greatest is 0; the longest grace. Not what a new gateway says."
+    ok(
+        "ok_high",
+        about,
+        high,
+        next_epoch(high, 0xFFFFFFFF, grace_ms=86_400_000),
+        0xFFFFFFFF,
+        by_gateway=False,
+    )
+
+    def bad(name: str, about: str, expect: str, frame: bytes, **more: Any) -> None:
+        fields: Fields = {"session": f"session_ok_{s.name}", "frame": frame}
+        book.add(f"rekey_bad_{name}", "rekey", about, expect, **fields | more)
+
+    frame = good.frame
+    bad("short", "23 bytes.", "length", frame[:23])
+    bad("long", "1,025 bytes.", "length", frame + bytes(1025 - len(frame)))
+    bad("form", "The form bits are not 0.", "form", flip(frame, 1))
+    bad("session", "Another session.", "session", flip(frame, 1, 7))
+    bad("index", "A bit of the index.", "session", flip(frame, 3))
+    bad("counter", "A bit of the counter.", "seal", flip(frame, 7))
+    bad("tag", "A bit of the tag.", "seal", flip(frame, -1))
+    from_ready = counted(s, Type.READY, good.payload)
+    bad("reflected", "Under the key of READY.", "seal", frame[:8] + from_ready[8:])
+    for name, about, plain in (
+        ("payload_short", "71 bytes.", good.payload[:-1]),
+        ("payload_long", "73 bytes.", good.payload + b"\0"),
+        ("grace", "A grace above a day.", next_epoch(s, grace_ms=86_400_001).payload),
+    ):
+        bad(name, about, "payload", counted(s, Type.REKEY, plain))
+    about = "Other bytes under a counter that was seen."
+    bad("replay", about, "replay", flip(frame, -1), before=[frame])
+    later = next_epoch(s, 1, after=good.epoch)
+    about = "The one before the one that began the epoch, overtaken."
+    bad("stale", about, "stale", frame, before=[later.frame])
+    bad("window", "1,024 below the newest.", "stale", frame, before=[next_epoch(s, 1024).frame])
+
+
+def query_fields(s: Sitting, plaintext: bytes, **how: Any) -> Fields:
+    """A good query, and its parts."""
+    query, frame = payloads.decode_query(plaintext), query_frame(s, plaintext, **how)
+    return {
+        "session": f"session_ok_{s.name}",
+        "seq": frames.parse_query(frame).seq,
+        "task": query.task,
+        "forms": int.from_bytes(plaintext[1:3], "big"),
+        "deadline_ms": query.deadline_ms,
+        "settle": query.settle,
+        "dtype": query.tensor.dtype,
+        "shape": query.tensor.shape,
+        "content": query.tensor.content,
+        "plaintext": plaintext,
+        "query_hash": how.get("epoch", s.epoch).query_hash(frame),
+        "frame": frame,
+    }
 
 
 def _queries(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sitting, high: Sitting) -> None:
     def ok(name: str, about: str, s: Sitting, plaintext: bytes, **how: Any) -> None:
-        query = payloads.decode_query(plaintext)
-        frame = query_frame(s, plaintext, **how)
-        parsed = frames.parse_query(frame)
-        book.add(
-            f"query_ok_{name}",
-            "query",
-            about,
-            session=f"session_ok_{s.name}",
-            seq=parsed.seq,
-            task=query.task,
-            forms=int.from_bytes(plaintext[1:3], "big"),
-            deadline_ms=query.deadline_ms,
-            settle=query.settle,
-            dtype=query.tensor.dtype,
-            shape=query.tensor.shape,
-            content=query.tensor.content,
-            plaintext=plaintext,
-            query_hash=s.epoch.query_hash(frame),
-            frame=frame,
-        )
+        book.add(f"query_ok_{name}", "query", about, **query_fields(s, plaintext, **how))
 
     plain = query_plaintext(s)
     for name, its in (("uint8", s), ("int8", pair), ("float16", birds), ("float32", many)):
@@ -562,7 +421,7 @@ def _queries(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sittin
 
     bad("empty", "No byte.", "length", b"")
     bad("short", "90 bytes.", "length", good[:90])
-    bad("type", "A type that is not known.", "type", flip(good, 0, 6))
+    bad("type", "A type that is not known.", "type", flip(good, 0, 7))
     bad("flags", "Flags 1, sealed and signed so.", "flags", query_frame(s, plain, flags=1))
     foreign = seal.Epoch.from_key(s.welcome.epoch ^ 1, seeded("another epoch"))
     about = "An epoch that is not held, by the gateway: a reason for a HELLO."
@@ -604,9 +463,59 @@ def _queries(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sittin
     )
 
 
+def _epochs(book: Book, s: Sitting) -> None:
+    """Queries of a device that has also taken a REKEY, or two, and then waited."""
+    plain = query_plaintext(s)
+    former = query_frame(s, plain)
+    rekey = next_epoch(s)
+    later = next_epoch(s, 1, after=rekey.epoch)
+    resigned = next_epoch(s, signing=NEXT_SIGNING)
+    now = query_plaintext(s, epoch=rekey.epoch)
+
+    def ok(name: str, about: str, plaintext: bytes, before: list[bytes], wait_ms: int, **how: Any) -> None:
+        fields = query_fields(s, plaintext, **how)
+        book.add(f"query_ok_{name}", "query", about, **fields, before=before, wait_ms=wait_ms)
+
+    def bad(
+        name: str, about: str, expect: str, frame: bytes, before: list[bytes], *, wait_ms: int = 0
+    ) -> None:
+        fields: Fields = {"session": f"session_ok_{s.name}", "frame": frame, "before": before}
+        book.add(f"query_bad_{name}", "query", about, expect, **fields, wait_ms=wait_ms)
+
+    ok("former", "Of the epoch before, within its grace of 2 s.", plain, [rekey.frame], 1500)
+    ok("rekeyed", "Of the epoch that a REKEY began.", now, [rekey.frame], 0, epoch=rekey.epoch)
+    about = "Of the epoch that a REKEY began, under its signing key."
+    how: Fields = {"epoch": resigned.epoch, "signing": NEXT_SIGNING}
+    ok("resigned", about, now, [resigned.frame], 0, **how)
+    about = "Of the epoch before, under the signing key of that time."
+    ok("former_signing", about, plain, [resigned.frame], 1500)
+    about = "Of the epoch before, after its grace of 2 s: a reason for a HELLO."
+    bad("former_late", about, "epoch", former, [rekey.frame], wait_ms=2500)
+    about = "Of the epoch before, after a grace of 0."
+    bad("former_graceless", about, "epoch", former, [next_epoch(s, grace_ms=0).frame], wait_ms=1)
+    about = "Of the epoch before the epoch before."
+    bad("former_twice", about, "epoch", former, [rekey.frame, later.frame], wait_ms=500)
+    about = "After its grace, under a signing key that the gateway no longer has."
+    bad("former_late_signing", about, "signature", former, [resigned.frame], wait_ms=2500)
+    about = "Of the new epoch, under the signing key before."
+    frame = query_frame(s, now, epoch=resigned.epoch)
+    bad("signed_before", about, "signature", frame, [resigned.frame])
+    about = "Of the epoch before, under the new signing key."
+    bad("signed_after", about, "signature", query_frame(s, plain, signing=NEXT_SIGNING), [resigned.frame])
+    about = "Of the new epoch, under a seq that the one before had: seqs go on."
+    frame = query_frame(s, now, epoch=rekey.epoch)
+    bad("seq_of_former", about, "conflict", frame, [former, rekey.frame])
+
+
 def _answers(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sitting) -> None:
     def ok(
-        name: str, about: str, s: Sitting, form: Form, scores: list[float] | None, known: list[int]
+        name: str,
+        about: str,
+        s: Sitting,
+        form: Form,
+        scores: list[float] | None,
+        known: list[int],
+        **more: Any,
     ) -> None:
         assert s.task is not None
         allowed = frozenset({Form.LABEL} if form is Form.ABSTAIN else {form})
@@ -633,6 +542,7 @@ def _answers(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sittin
             model=s.model,
         )
         fields |= {"code": code, "query_hash": s.epoch.query_hash(query), "key": key, "frame": frame}
+        fields |= more
         book.add(f"answer_ok_{name}", "answer", about, session=f"session_ok_{s.name}", query=query, **fields)
 
     ten = list(range(10))
@@ -648,6 +558,11 @@ def _answers(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sittin
         about = "10 classes, of which the model knows 7."
         name = form.title.replace("-", "_")
         ok(f"{name}_10", about, s, form, scores[:7], [0, 1, 2, 4, 7, 8, 9])
+
+    rekey = next_epoch(s)
+    after: Fields = {"rekey": rekey.frame, "rekey_epoch_key": rekey.key}
+    about = "To a query of the epoch before: it came, then a REKEY, then this."
+    ok("former", about, s, Form.LABEL, scores, ten, **after)
 
     label_or_probs = frozenset({Form.LABEL, Form.PROBS_4})
     query = query_frame(s, query_plaintext(s, forms=label_or_probs))
@@ -680,6 +595,10 @@ def _answers(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sittin
     bad("abstain_bytes", "A byte in an abstention.", "vote", answer_frame(s, query, 0, b"\0"))
     bad("duplicate", "The same again.", "duplicate", good, before=[good])
     bad("late", "After the round's end.", "late", good, closed=True)
+    bound = rekey.epoch.query_hash(query)
+    key = seal.answer_key(s.keys.answer, good[:8], epoch=rekey.epoch.number, query_hash=bound, model=s.model)
+    frame = good[:8] + aead_seal(code, key=key, nonce=0, header=good[:8])
+    bad("epoch", "Bound to the new epoch, for a query of the one before.", "seal", frame, **after)
 
 
 def _form(frame: bytes) -> bytes:
@@ -693,8 +612,8 @@ def _settled(book: Book, s: Sitting) -> None:
     preimage = seal.settle_preimage(SETTLE_SECRET, epoch, 1)
     good = frames.build_settled(epoch, 1, preimage)
 
-    def add(name: str, about: str, expect: str, frame: bytes) -> None:
-        fields: Fields = {"session": f"session_ok_{s.name}", "query": query, "frame": frame}
+    def add(name: str, about: str, expect: str, frame: bytes, **more: Any) -> None:
+        fields: Fields = {"session": f"session_ok_{s.name}", "query": query, "frame": frame} | more
         if expect == "ok":
             fields |= {"seq": 1, "preimage": preimage}
             fields["digest"] = seal.settle_digest(preimage, epoch, 1, FEDERATION)
@@ -708,6 +627,12 @@ def _settled(book: Book, s: Sitting) -> None:
     add("bad_epoch", "An epoch that is not held.", "unknown_query", flip(good, 5))
     add("bad_flags", "Flags 1.", "flags", flip(good, 1))
     add("bad_short", "A byte less.", "length", good[:-1])
+    rekey = next_epoch(s)
+    add("ok_former", "Of the epoch before, whose query it is.", "ok", good, before=[rekey.frame])
+    preimage = seal.settle_preimage(SETTLE_SECRET, rekey.epoch.number, 1)
+    frame = frames.build_settled(rekey.epoch.number, 1, preimage)
+    about = "Of the new epoch, for a query of the one before."
+    add("bad_later_epoch", about, "unknown_query", frame, before=[rekey.frame])
 
 
 def _asks(book: Book, client: Sitting) -> None:
@@ -800,7 +725,8 @@ def _outcomes(book: Book, client: Sitting) -> None:
     bad("status", "Status 7.", with_field(1, 7))
     bad("label", "Label 3 of 3.", with_field(2, 3))
     bad("classes_cut", "More classes than bytes.", with_field(6, 4096))
-    bad("fate", "Fate 6.", payload[:-6] + b"\x06" + payload[-5:])
+    bad("fate", "Fate 7.", payload[:-7] + b"\x07" + payload[-6:])
+    bad("name_cut", "A name of 6 letters, of which 5 are there.", payload[:-6] + b"\x06" + payload[-5:])
     bad("name_ascii", "A name that is not ASCII.", payload[:-1] + b"\xe4")
     bad("trailing", "A fate without a name.", payload + b"\x01")
     bad("counter", "A counter that was not asked.", with_field(0, 5), "unknown_query")
@@ -810,17 +736,26 @@ def _outcomes(book: Book, client: Sitting) -> None:
     bad("replay", "The same again.", payload, "replay", before=[frame])
 
 
-def _misplaced(book: Book, s: Sitting, client: Sitting) -> None:
+def _misplaced(book: Book, s: Sitting, client: Sitting, others: dict[str, bytes]) -> None:
     query = query_frame(s, query_plaintext(s))
     answer = answer_frame(s, query, Form.LABEL, bytes.fromhex("02bf"))
     preimage = seal.settle_preimage(SETTLE_SECRET, s.welcome.epoch, 1)
     settled = frames.build_settled(s.welcome.epoch, 1, preimage)
     ask = counted(client, Type.ASK, payloads.encode_ask(Ask(1, 1500, TENSORS[1])))
+    rekey = next_epoch(s).frame
     for name, about, receiver, level, frame in (
         ("reflected", "A device's own ANSWER, sent back to it.", "device", "d", answer),
         ("settled", "SETTLED to one device alone.", "device", "d", settled),
+        ("welcome", "WELCOME to every device.", "device", "q", s.welcome_frame),
+        ("rekey", "REKEY to every device.", "device", "q", rekey),
         ("query", "A QUERY sent to the gateway.", "gateway", "a", query),
         ("ask", "A device speaks as a client.", "gateway", "a", ask),
+        ("rekey_up", "A REKEY sent to the gateway.", "gateway", "a", rekey),
+        ("join_up", "A device sends a JOIN on its own topic.", "gateway", "a", others["join"]),
+        ("hello_join", "A HELLO where joiners speak.", "gateway", "join", s.hello),
+        ("accept_join", "An ACCEPT where joiners speak.", "gateway", "join", others["accept"]),
+        ("claim_roster", "A CLAIM where the roster stands.", "gateway", "gateway/roster", others["claim"]),
+        ("roster_claim", "A ROSTER where runs claim.", "gateway", "gateway/claim", others["roster"]),
     ):
         fields: Fields = {"session": f"session_ok_{s.name}", "receiver": receiver, "level": level}
         book.add(f"misplaced_{name}", "misplaced", about, "direction", **fields, frame=frame)
@@ -829,7 +764,7 @@ def _misplaced(book: Book, s: Sitting, client: Sitting) -> None:
 def main() -> None:
     files = build()
     for old in FOLDER.glob("*.json"):
-        if old.stem not in files and old.stem != "noise_kk":
+        if old.stem not in files and old.stem not in NOT_OURS:
             old.unlink()
     for name, text in files.items():
         (FOLDER / f"{name}.json").write_text(text, encoding="ascii")

@@ -7,15 +7,22 @@ from hypothesis import strategies as st
 from edge_fi.errors import DecodeError
 from edge_fi.wire.frames import (
     HandshakeFrame,
+    JoiningFrame,
     QueryFrame,
     SessionFrame,
     Type,
+    build_claim,
     build_handshake_header,
+    build_joining_header,
     build_query_header,
+    build_roster_header,
     build_session_header,
     build_settled,
+    parse_claim,
     parse_handshake,
+    parse_joining,
     parse_query,
+    parse_roster,
     parse_session_frame,
     parse_settled,
     parse_type,
@@ -28,8 +35,15 @@ BYTES = {
     Type.HELLO: 0x10,
     Type.WELCOME: 0x11,
     Type.READY: 0x12,
+    Type.REKEY: 0x13,
     Type.ASK: 0x20,
     Type.OUTCOME: 0x21,
+    Type.JOIN: 0x30,
+    Type.ACCEPT: 0x31,
+    Type.REFUSED: 0x32,
+    Type.ROSTER: 0x40,
+    Type.CLAIM: 0x41,
+    Type.HELD: 0x42,
 }
 SIZES = {
     # header, then key 32, tag 16, mac 8, signature 64, preimage 16; at least one byte of a query
@@ -39,9 +53,18 @@ SIZES = {
     Type.HELLO: (4 + 32 + 16 + 8, 256),
     Type.WELCOME: (4 + 32 + 16, 256),
     Type.READY: (8 + 16, 1024),
+    Type.REKEY: (8 + 16, 1024),
     Type.ASK: (8 + 1 + 16, 1_000_000),
     Type.OUTCOME: (8 + 1 + 16, 1_000_000),
+    # header, ephemeral key 32, static key 32 and its tag 16, tag 16, mac 8
+    Type.JOIN: (6 + 32 + 48 + 16 + 8, 6 + 32 + 48 + 16 + 8),
+    Type.ACCEPT: (6 + 32 + 16, 200_000),
+    Type.REFUSED: (6 + 1 + 8, 6 + 1 + 8),
+    Type.ROSTER: (22 + 16, 1_000_000),
+    Type.CLAIM: (2 + 16 + 8, 2 + 16 + 8),
+    Type.HELD: (2 + 16 + 8, 2 + 16 + 8),
 }
+SESSION_KINDS = (Type.ANSWER, Type.READY, Type.REKEY, Type.ASK, Type.OUTCOME)
 
 
 def parse(frame: bytes) -> object:
@@ -53,6 +76,12 @@ def parse(frame: bytes) -> object:
         return parse_settled(frame)
     if kind in (Type.HELLO, Type.WELCOME):
         return parse_handshake(frame)
+    if kind in (Type.JOIN, Type.ACCEPT, Type.REFUSED):
+        return parse_joining(frame)
+    if kind is Type.ROSTER:
+        return parse_roster(frame)
+    if kind in (Type.CLAIM, Type.HELD):
+        return parse_claim(frame)
     return parse_session_frame(frame)
 
 
@@ -104,7 +133,7 @@ def test_a_query_comes_apart() -> None:
 
 
 @pytest.mark.parametrize("flags", [1, 0x80, 0xFF])
-@pytest.mark.parametrize("kind", [Type.QUERY, Type.SETTLED, Type.HELLO, Type.WELCOME])
+@pytest.mark.parametrize("kind", [kind for kind in Type if kind not in SESSION_KINDS])
 def test_flags_of_a_later_version_are_refused(kind: Type, flags: int) -> None:
     with pytest.raises(DecodeError, match=r"^flags$"):
         parse(bytes([BYTES[kind], flags]).ljust(SIZES[kind][0], b"\0"))
@@ -128,7 +157,7 @@ def test_an_answer_comes_apart() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [Type.READY, Type.ASK, Type.OUTCOME])
+@pytest.mark.parametrize("kind", SESSION_KINDS[1:])
 def test_a_session_frame_comes_apart(kind: Type) -> None:
     header = build_session_header(kind, 3, 7, 2)
     assert header == bytes([BYTES[kind], 0x30]) + bytes.fromhex("0007 00000002")
@@ -145,7 +174,7 @@ def test_an_answer_has_one_of_eight_forms(form: int) -> None:
             parse_session_frame(frame)
 
 
-@pytest.mark.parametrize("kind", [Type.READY, Type.ASK, Type.OUTCOME])
+@pytest.mark.parametrize("kind", SESSION_KINDS[1:])
 def test_only_an_answer_has_a_form(kind: Type) -> None:
     with pytest.raises(DecodeError, match=r"^form$"):
         parse_session_frame(bytes([BYTES[kind], 0x01]).ljust(25, b"\0"))
@@ -167,12 +196,53 @@ def test_a_welcome_comes_apart_and_has_no_mac() -> None:
     )
 
 
+def test_a_join_comes_apart() -> None:
+    header = build_joining_header(Type.JOIN, 0x01020304)
+    assert header == bytes.fromhex("30 00 01020304")
+    assert parse_joining(header + b"n" * 96 + b"m" * 8) == JoiningFrame(
+        invite=0x01020304, message=b"n" * 96, maced=header + b"n" * 96, mac=b"m" * 8
+    )
+
+
+def test_an_accept_comes_apart_and_has_no_mac() -> None:
+    header = build_joining_header(Type.ACCEPT, 0x01020304)
+    assert header == bytes.fromhex("31 00 01020304")
+    assert parse_joining(header + b"n" * 60) == JoiningFrame(
+        invite=0x01020304, message=b"n" * 60, maced=header + b"n" * 60, mac=b""
+    )
+
+
+def test_a_refusal_comes_apart() -> None:
+    header = build_joining_header(Type.REFUSED, 0x01020304)
+    assert header == bytes.fromhex("32 00 01020304")
+    assert parse_joining(header + b"\x05" + b"m" * 8) == JoiningFrame(
+        invite=0x01020304, message=b"\x05", maced=header + b"\x05", mac=b"m" * 8
+    )
+
+
+def test_a_roster_word_comes_apart() -> None:
+    header = build_roster_header(0x01020304, b"s" * 16)
+    assert header == bytes.fromhex("40 00 01020304") + b"s" * 16
+    assert parse_roster(header + b"w" * 18) == (0x01020304, header, b"w" * 18)
+
+
+@pytest.mark.parametrize("kind", [Type.CLAIM, Type.HELD])
+def test_a_claim_and_what_answers_it_come_apart(kind: Type) -> None:
+    maced = build_claim(kind, b"n" * 16)
+    assert maced == bytes([BYTES[kind], 0]) + b"n" * 16
+    assert parse_claim(maced + b"m" * 8) == (b"n" * 16, maced, b"m" * 8)
+
+
 typed = st.builds(lambda kind, rest: bytes([kind]) + rest, st.sampled_from(Type), st.binary(max_size=300))
 
 
 @given(st.one_of(st.binary(max_size=300), typed))
 @example(b"\x01" + b"\xff" * 90)
 @example(b"\x02" + b"\xff" * 23)
+@example(b"\x30\x00" + b"\xff" * 108)
+@example(b"\x32\x00" + b"\xff" * 13)
+@example(b"\x40\x00" + b"\xff" * 36)
+@example(b"\x42\x00" + b"\xff" * 24)
 def test_arbitrary_bytes_are_refused_or_come_apart_without_loss(frame: bytes) -> None:
     try:
         parsed = parse(frame)
@@ -188,6 +258,15 @@ def test_arbitrary_bytes_are_refused_or_come_apart_without_loss(frame: bytes) ->
             assert header + sealed == frame
         case HandshakeFrame(index, message, maced, mac):
             assert build_handshake_header(kind, index) + message == maced
+            assert maced + mac == frame
+        case JoiningFrame(invite, message, maced, mac):
+            assert build_joining_header(kind, invite) + message == maced
+            assert maced + mac == frame
+        case (int(version), bytes(header), bytes(sealed)):
+            assert build_roster_header(version, header[6:]) == header
+            assert header + sealed == frame
+        case (bytes(nonce), bytes(maced), bytes(mac)):
+            assert build_claim(kind, nonce) == maced
             assert maced + mac == frame
         case (int(epoch), int(seq), bytes(preimage)):
             assert build_settled(epoch, seq, preimage) == frame

@@ -2,30 +2,41 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_fi.errors import DecodeError
-from edge_fi.messages import DTYPES, VOTE_FORMS, Fate, Form, Outcome, Query, Status, Tensor
+from edge_fi.messages import DTYPES, VOTE_FORMS, Fate, Form, Outcome, Query, Status, Task, Tensor
 from edge_fi.wire.payloads import (
+    Accept,
     Ask,
     Hello,
+    Ready,
+    Refusal,
+    Rekey,
     Welcome,
+    decode_accept,
     decode_ask,
     decode_forms,
     decode_hello,
     decode_outcome,
     decode_query,
     decode_ready,
+    decode_rekey,
+    decode_roster,
     decode_welcome,
+    encode_accept,
     encode_ask,
     encode_forms,
     encode_hello,
     encode_outcome,
     encode_query,
     encode_ready,
+    encode_rekey,
+    encode_roster,
     encode_welcome,
 )
 
@@ -59,7 +70,22 @@ OUTCOME_BYTES = (
     + b"\x04\x04pi-2"
 )
 
+REKEY = Rekey(epoch=0x01020304, grace_ms=2000, epoch_key=b"k" * 32, verify=b"v" * 32)
+APPLES = Task(name="apples", number=7, labels=("ripe", "r\xf6d"), shape=(2, 3), dtype="float32")
+CELLS = Task(name="cells", number=9, labels=("a", "b", "c"), shape=(4,), dtype="int8", log_weight=(-1, 2))
+ACCEPT = Accept(index=0x0102, version=0x03040506, task=7, tasks=(APPLES, CELLS))
+APPLES_BYTES = (
+    b"\x06apples"
+    + bytes.fromhex("07 00 02 00000002 00000003 fff8 0000 0002")
+    + b"\x04ripe"
+    + b"\x04r\xc3\xb6d"
+)
+CELLS_BYTES = b"\x05cells" + bytes.fromhex("09 03 01 00000004 ffff 0002 0003") + b"\x01a\x01b\x01c"
+ACCEPT_BYTES = bytes.fromhex("0102 03040506 07 02") + APPLES_BYTES + CELLS_BYTES
+ROSTER_BYTES = bytes.fromhex("0102 0003 0007 0102")
+
 forms = st.frozensets(st.sampled_from(VOTE_FORMS))
+u32 = st.integers(0, 2**32 - 1)
 
 
 @st.composite
@@ -121,19 +147,45 @@ def test_a_form_of_a_later_version_is_overlooked() -> None:
     assert decode_forms(1) == frozenset()
 
 
-@given(forms)
-def test_ready_is_read_as_it_was_written(offered: frozenset[Form]) -> None:
-    assert decode_ready(encode_ready(offered)) == offered
+# Ready and rekey
 
 
-def test_ready_is_two_bytes() -> None:
-    assert encode_ready(frozenset({Form.LABEL, Form.LOGITS_8})).hex() == "0082"
+@given(forms, u32)
+def test_ready_is_read_as_it_was_written(offered: frozenset[Form], epoch: int) -> None:
+    assert decode_ready(encode_ready(Ready(offered, epoch))) == Ready(offered, epoch)
 
 
-@pytest.mark.parametrize("payload", [b"", b"\0", b"\0\0\0"])
-def test_ready_of_another_size_is_refused(payload: bytes) -> None:
+def test_ready_is_the_forms_and_the_epoch() -> None:
+    ready = Ready(frozenset({Form.LABEL, Form.LOGITS_8}), 0x01020304)
+    assert encode_ready(ready) == bytes.fromhex("0082 01020304")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 7])
+def test_ready_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(DecodeError, match=r"^payload$"):
-        decode_ready(payload)
+        decode_ready(bytes(size))
+
+
+def test_a_rekey_is_these_bytes() -> None:
+    assert encode_rekey(REKEY) == bytes.fromhex("01020304 000007d0") + b"k" * 32 + b"v" * 32
+    assert decode_rekey(encode_rekey(REKEY)) == REKEY
+
+
+@pytest.mark.parametrize("size", [0, 71, 73])
+def test_a_rekey_of_another_size_is_refused(size: int) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_rekey(bytes(size))
+
+
+def test_a_grace_is_at_most_a_day() -> None:
+    for grace_ms in (0, DAY_MS):
+        assert decode_rekey(encode_rekey(replace(REKEY, grace_ms=grace_ms))).grace_ms == grace_ms
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_rekey(encode_rekey(replace(REKEY, grace_ms=DAY_MS + 1)))
+
+
+def test_a_rekey_does_not_show_the_epoch_key() -> None:
+    assert "kkkk" not in repr(REKEY) and b"kkkk".hex() not in repr(REKEY)
 
 
 # Query and ask
@@ -260,10 +312,17 @@ def test_a_hello_of_another_size_is_refused(size: int) -> None:
 
 def test_a_welcome_of_a_device_is_these_bytes() -> None:
     welcome = Welcome(
-        session=15, boot=0x01020304, rejoin_window_ms=100, epoch=5, floor=6, epoch_key=b"k" * 32
+        session=15,
+        boot=0x01020304,
+        rejoin_window_ms=100,
+        epoch=5,
+        floor=6,
+        epoch_key=b"k" * 32,
+        verify=b"v" * 32,
     )
     payload = encode_welcome(welcome)
-    assert payload == bytes.fromhex("0f 01020304 0064 00000005 00000006") + b"k" * 32
+    assert payload == bytes.fromhex("0f 01020304 0064 00000005 00000006") + b"k" * 32 + b"v" * 32
+    assert len(payload) == 79
     assert decode_welcome(payload, is_device=True) == welcome
 
 
@@ -274,14 +333,14 @@ def test_a_welcome_of_a_client_has_no_epoch() -> None:
     assert decode_welcome(payload, is_device=False) == welcome
 
 
-@pytest.mark.parametrize(("is_device", "sizes"), [(True, (0, 7, 46, 48)), (False, (0, 6, 8, 47))])
+@pytest.mark.parametrize(("is_device", "sizes"), [(True, (0, 7, 47, 78, 80)), (False, (0, 6, 8, 79))])
 def test_a_welcome_of_another_size_is_refused(is_device: bool, sizes: tuple[int, ...]) -> None:
     for size in sizes:
         with pytest.raises(DecodeError, match=r"^payload$"):
             decode_welcome(bytes(size), is_device=is_device)
 
 
-@pytest.mark.parametrize(("is_device", "size"), [(True, 47), (False, 7)])
+@pytest.mark.parametrize(("is_device", "size"), [(True, 79), (False, 7)])
 def test_a_session_has_a_number_of_four_bits(is_device: bool, size: int) -> None:
     assert decode_welcome(b"\x0f".ljust(size, b"\0"), is_device=is_device).session == 15
     with pytest.raises(DecodeError, match=r"^payload$"):
@@ -292,6 +351,132 @@ def test_a_welcome_does_not_show_the_epoch_key() -> None:
     welcome = Welcome(session=1, boot=2, rejoin_window_ms=3, epoch=4, floor=5, epoch_key=b"k" * 32)
     assert "kkkk" not in repr(welcome)
     assert b"kkkk".hex() not in repr(welcome)
+
+
+# Accept and refusal
+
+
+def test_refusals_have_the_numbers_of_the_wire() -> None:
+    assert {refusal.name: refusal.value for refusal in Refusal} == {
+        "USED": 1,
+        "EXPIRED": 2,
+        "WITHDRAWN": 3,
+        "NAME_TAKEN": 4,
+        "FULL": 5,
+        "BUSY": 6,
+    }
+
+
+def test_an_accept_is_these_bytes() -> None:
+    assert encode_accept(ACCEPT, longest=1000) == ACCEPT_BYTES
+    assert decode_accept(ACCEPT_BYTES) == ACCEPT
+
+
+def test_an_accept_of_no_tasks_is_eight_bytes() -> None:
+    accept = Accept(index=65_535, version=0, task=0, tasks=())
+    assert encode_accept(accept, longest=8) == bytes.fromhex("ffff 00000000 00 00")
+    assert decode_accept(encode_accept(accept, longest=8)) == accept
+
+
+def test_a_task_that_would_not_fit_is_left_out_and_a_smaller_one_behind_it_is_not() -> None:
+    small = len(ACCEPT_BYTES) - len(APPLES_BYTES)
+    for longest, tasks in (
+        (len(ACCEPT_BYTES), (APPLES, CELLS)),
+        (len(ACCEPT_BYTES) - 1, (APPLES,)),
+        (len(ACCEPT_BYTES) - len(CELLS_BYTES), (APPLES,)),
+        (len(ACCEPT_BYTES) - len(CELLS_BYTES) - 1, (CELLS,)),
+        (small, (CELLS,)),
+        (small - 1, ()),
+    ):
+        payload = encode_accept(ACCEPT, longest=longest)
+        assert len(payload) <= longest
+        assert decode_accept(payload) == replace(ACCEPT, tasks=tasks)
+
+
+@pytest.mark.parametrize("size", range(len(ACCEPT_BYTES)))
+def test_an_accept_that_is_cut_off_is_refused(size: int) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_accept(ACCEPT_BYTES[:size])
+
+
+ONE = "0001 00000000 00 01"
+MADE = "0161 01 02 01 00000001 fff8 0000 0002 0161 0162"  # task "a": 1 uint8, labels a and b
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        ACCEPT_BYTES.hex() + "00",
+        "0000 00000000 00 00",  # no index
+        f"{ONE}",
+        f"{ONE} 0141 {MADE[4:]}",  # a task cannot be called A
+        f"{ONE} 01e9 {MADE[4:]}",
+        f"{ONE} 00 {MADE[4:]}",
+        f"{ONE} 0161 00 {MADE[7:]}",  # no task 0
+        f"{ONE} 0161 01 04 {MADE[10:]}",  # no such type
+        f"{ONE} 0161 01 ff {MADE[10:]}",
+        f"{ONE} 0161 01 02 00 fff8 0000 0002 0161 0162",  # a scalar
+        f"{ONE} 0161 01 02 09 {'00000001' * 9} fff8 0000 0002 0161 0162",
+        f"{ONE} 0161 01 02 ff {'00000001' * 255} fff8 0000 0002 0161 0162",
+        f"{ONE} 0161 01 02 01 00000000 fff8 0000 0002 0161 0162",
+        f"{ONE} 0161 01 02 02 ffffffff ffffffff fff8 0000 0002 0161 0162",
+        f"{ONE} 0161 01 02 01 00000001 0000 0000 0002 0161 0162",  # a scale of nothing
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0000",
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0001 0161",
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 ffff 0161 0162",
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0002 0161 0161",  # one label twice
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0002 0161 00",
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0002 0161 01ff",  # no UTF-8
+    ],
+)
+def test_an_accept_that_is_none_is_refused(payload: str) -> None:
+    assert decode_accept(bytes.fromhex(f"{ONE} {MADE}")).tasks[0].labels == ("a", "b")
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_accept(bytes.fromhex(payload))
+
+
+@given(data=st.data())
+def test_an_accept_that_is_read_is_what_is_written(data: st.DataObject) -> None:
+    payload = bytearray(ACCEPT_BYTES)
+    for _ in range(data.draw(st.integers(0, 3))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        accept = decode_accept(bytes(payload))
+    except DecodeError:
+        return
+    assert encode_accept(accept, longest=len(payload)) == payload
+
+
+# Roster
+
+
+def test_a_roster_word_is_these_bytes() -> None:
+    assert encode_roster(0x0102, frozenset({7, 3, 0x0102})) == ROSTER_BYTES
+    assert decode_roster(ROSTER_BYTES) == (0x0102, frozenset({3, 7, 0x0102}))
+
+
+@given(st.frozensets(st.integers(1, 65_535), max_size=10), st.integers(0, 65_535))
+def test_a_roster_word_is_read_as_it_was_written(revoked: frozenset[int], given: int) -> None:
+    highest = max([given, *revoked])
+    assert decode_roster(encode_roster(highest, revoked)) == (highest, revoked)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "",
+        "00",
+        "0005 03",
+        "0005 0003 0003",  # twice
+        "0005 0004 0003",  # out of order
+        "0005 0000",
+        "0005 0006",  # one that was never given
+        "0000 0001",
+    ],
+)
+def test_a_roster_word_that_is_none_is_refused(payload: str) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_roster(bytes.fromhex(payload))
 
 
 # Outcome
@@ -360,7 +545,7 @@ def test_an_outcome_has_as_many_fates_as_follow() -> None:
         f"{HEAD} 00 0001 {TAIL} 1001 {'0000' * 4097} 00",  # too many classes
         f"{HEAD} 00 0001 {TAIL} ffff 00",
         f"{HEAD} 00 0001 {TAIL} 0002 4000 bfff 01 e9",  # not ASCII
-        f"{HEAD} 00 0001 {TAIL} 0002 4000 bfff 00 06 01 61",  # no such fate
+        f"{HEAD} 00 0001 {TAIL} 0002 4000 bfff 00 07 01 61",  # no such fate
     ],
 )
 def test_an_outcome_that_is_none_is_refused(payload: str) -> None:
@@ -380,8 +565,11 @@ DECODERS: dict[str, tuple[Decoder, bytes]] = {
     "query": (decode_query, QUERY_BYTES),
     "ask": (decode_ask, encode_ask(Ask(1, 2000, TENSOR))),
     "hello": (decode_hello, bytes(17)),
-    "ready": (decode_ready, bytes(2)),
-    "welcome of a device": (lambda payload: decode_welcome(payload, is_device=True), bytes(47)),
+    "ready": (decode_ready, bytes(6)),
+    "rekey": (decode_rekey, encode_rekey(REKEY)),
+    "accept": (decode_accept, ACCEPT_BYTES),
+    "roster": (decode_roster, ROSTER_BYTES),
+    "welcome of a device": (lambda payload: decode_welcome(payload, is_device=True), bytes(79)),
     "welcome of a client": (lambda payload: decode_welcome(payload, is_device=False), bytes(7)),
     "outcome": (decode_outcome, OUTCOME_BYTES),
 }

@@ -33,11 +33,19 @@ def test_every_topic_is_this_string() -> None:
     assert topics.presence("acme", "pi-1") == "fi1/acme/s/pi-1"
     assert topics.to_client("acme", "laptop") == "fi1/acme/cd/laptop"
     assert topics.from_client("acme", "laptop") == "fi1/acme/ca/laptop"
+    assert topics.to_helper("acme", "bank") == "fi1/acme/hd/bank"
+    assert topics.from_helper("acme", "bank") == "fi1/acme/ha/bank"
+    assert topics.join("acme") == "fi1/acme/join"
+    assert topics.joined("acme", 4_294_967_295) == "fi1/acme/j/4294967295"
     assert topics.gateway_state("acme") == "fi1/acme/gateway/state"
+    assert topics.gateway_roster("acme") == "fi1/acme/gateway/roster"
+    assert topics.gateway_claim("acme") == "fi1/acme/gateway/claim"
 
 
 def test_a_plus_gives_the_filter_over_all_devices() -> None:
     assert topics.from_device("acme", "+") == "fi1/acme/a/+"
+    assert topics.query("acme", "+") == "fi1/acme/q/+"
+    assert topics.joined("acme", "+") == "fi1/acme/j/+"
 
 
 @pytest.mark.parametrize("name", ["a", "acme", "a" * 16, "0", "-", "plant-4"])
