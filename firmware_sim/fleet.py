@@ -79,7 +79,7 @@ class Fleet:
         self.published: list[tuple[str, bytes]] = []
         """Everything the broker ever saw, in order."""
         self._stream = Stream(seed)
-        self.retained: dict[str, bytes] = {}
+        self._retained: dict[str, bytes] = {}
 
     def add(
         self,
@@ -101,7 +101,7 @@ class Fleet:
         node = self.nodes[name]
         node.is_connected = True
         self.perform(node, node.machine.connected(now=self.clock.now))
-        for topic, payload in list(self.retained.items()):
+        for topic, payload in list(self._retained.items()):
             if any(matches(f, topic) for f in node.machine.subscriptions):
                 self._deliver(node, topic, payload, reliable=True)
 
@@ -119,7 +119,7 @@ class Fleet:
         for node in self.nodes.values():
             if node.is_connected:
                 self.disconnect(node.name, is_clean=True)
-        self.retained.clear()
+        self._retained.clear()
 
     def publish(self, message: Publish, *, link: Link = PERFECT) -> None:
         """A message reaches the broker, over this link, and goes on to whoever subscribed."""
@@ -195,9 +195,9 @@ class Fleet:
     def _route(self, message: Publish) -> None:
         self.published.append((message.topic, message.payload))
         if message.retain:
-            self.retained[message.topic] = message.payload
+            self._retained[message.topic] = message.payload
             if not message.payload:  # MQTT 3.1.1 section 3.3.1.3: an empty one clears the topic
-                del self.retained[message.topic]
+                del self._retained[message.topic]
         for node in self.nodes.values():
             if any(matches(f, message.topic) for f in node.machine.subscriptions):
                 self._deliver(node, message.topic, message.payload, reliable=message.qos > 0)

@@ -266,12 +266,12 @@ def _held() -> Target:
 
 
 def mutated(genuine: bytes, others: list[bytes], dice: random.Random) -> bytes:
-    """A frame that is not the genuine one, but near it."""
+    """A frame that is none of the genuine ones, but near this one."""
     while True:
         frame = bytearray(genuine)
         for _ in range(dice.choice((1, 1, 1, 2, 4, 8))):
             _MUTATIONS[dice.randrange(len(_MUTATIONS))](frame, others, dice)
-        if bytes(frame) != genuine:
+        if bytes(frame) not in (genuine, *others):
             return bytes(frame)
 
 

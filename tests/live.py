@@ -4,6 +4,7 @@ A broker that is not installed skips its tests and says so; with REQUIRE_BROKERS
 as in `.ci/run`, it fails them.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,17 @@ def free_port() -> int:
 class Process:
     """A verb that runs until it is told to stop; its log is read line by line."""
 
-    def __init__(self, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        *arguments: str | Path,
+        program: Sequence[str] = tuple(EDGE_FI),
+        cwd: Path | None = None,
+        **environment: str,
+    ) -> None:
         # A file, for a pipe that nobody reads for a while stops who writes to it.
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         self.process = subprocess.Popen(
-            [*EDGE_FI, *map(str, arguments), "--json"],
+            [*program, *map(str, arguments), "--json"],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -126,6 +133,16 @@ class Process:
         self.events()
         self._output.close()
         return code
+
+
+def descendants(pid: int) -> set[int]:
+    """Every process below this one."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            for child in map(int, children.read_text().split()):
+                found |= {child} | descendants(child)
+    return found
 
 
 class DeviceThread:

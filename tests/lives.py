@@ -13,7 +13,7 @@ from edge_fi.claim import Claim
 from edge_fi.client import Client
 from edge_fi.crypto.keys import Entropy, SigningKey
 from edge_fi.device import Device
-from edge_fi.effects import Admit, Effect, Machine, Publish
+from edge_fi.effects import Admit, Effect, Machine
 from edge_fi.gateway import CLAIM_US, Gateway
 from edge_fi.messages import Fate, Member, Tensor
 from edge_fi.roster import Invitation, Roster
@@ -49,6 +49,10 @@ class Truth:
             self.faults.append(f"index {member.index} was given twice")
         if self.burnt.setdefault(its.token, member.public) != member.public:
             self.faults.append(f"invite {its.number} made two keys a member")
+
+    def is_known(self, highest: int, revoked: frozenset[int]) -> bool:
+        """Whether all that was given and revoked is among this."""
+        return revoked >= self.revoked and highest >= max(self.members, default=0)
 
 
 class TrueKeeper(Keeper):
@@ -149,11 +153,16 @@ class World:
     @property
     def is_word_current(self) -> bool:
         """Whether the broker retains the gateway's word, and that tells all of the truth."""
-        word = self.fleet.retained.get(ROSTER)
+        word = self.fleet._retained.get(ROSTER)
         if word is None:
             return False
         said = Claim(self.identity.static.private, Stream("reader")).open_roster(word)
-        return said.revoked >= self.truth.revoked and said.highest >= max(self.truth.members, default=0)
+        return self.truth.is_known(said.highest, said.revoked)
+
+    @property
+    def is_state_current(self) -> bool:
+        """Whether what survived the gateway tells all of the truth: not after it was put back."""
+        return self.truth.is_known(self.keeper.roster.highest, self.keeper.roster.revoked)
 
     def invite(self, name: str, role: str, *, replaces: bool = False) -> Invitation:
         """The owner makes an invite."""
@@ -173,11 +182,10 @@ class World:
         self.keeper.expire(its.number)
         self._tell()
 
-    def revoke(self, name: str) -> None:
-        """The owner revokes a member, if there is one of this name."""
-        if any(member.id == name for member in self.keeper.roster.members):
-            self.truth.revoked.add(self.keeper.revoke(name).index)
-            self._tell()
+    def revoke(self, member: Member) -> None:
+        """The owner revokes a member."""
+        self.truth.revoked.add(self.keeper.revoke(member.id).index)
+        self._tell()
 
     def rotate(self, *, is_signing_new: bool) -> None:
         """The owner wants a new epoch, perhaps with a new signing key."""
@@ -199,9 +207,7 @@ class World:
     def ask(self, tensor: Tensor, policy: RoundPolicy | None = None) -> int:
         """The owner puts a query, without waiting. Its reference."""
         self.asked += 1
-        effects = self.gateway.ask(
-            1, tensor, reference=self.asked, now=self.fleet.clock.now, policy=policy
-        )
+        effects = self.gateway.ask(1, tensor, reference=self.asked, now=self.fleet.clock.now, policy=policy)
         self.fleet.perform(self.gateway_node, effects)
         return self.asked
 

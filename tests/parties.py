@@ -158,9 +158,9 @@ class Parties:
         """What a verb of the gateway's owner prints for programs."""
         return done(*arguments, "--config", self.config, "--json", **environment).fields
 
-    def start(self, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> Process:
+    def start(self, *arguments: str | Path, **how: Any) -> Process:
         """A verb that runs until it is told to stop."""
-        process = Process(*arguments, cwd=cwd, **environment)
+        process = Process(*arguments, **how)
         self.processes.append(process)
         return process
 
@@ -241,12 +241,12 @@ class DeviceHere:
     def __init__(self, path: Path) -> None:
         settings = config.load(path, config.DeviceConfig)
         self.identity = keyfile.read_member(path.parent / settings.key, "device")
-        model = load_model(path, settings)
-        labelling = Labelling(task=task(), model=model.digest, classes=model.classes)
+        self.model = load_model(path, settings)
+        labelling = Labelling(task=task(), model=self.model.digest, classes=self.model.classes)
         self.machine = Device(self.identity, labelling, os.urandom)
         self.notices: list[Notice] = []
         self.link = make_member_link(self.machine, self.identity, path, settings.broker)
-        self.pump = Pump(self.machine, self.link, model=model, watch=self.notices.append)
+        self.pump = Pump(self.machine, self.link, model=self.model, watch=self.notices.append)
         self.pump.start()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()

@@ -4,26 +4,37 @@ import base64
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
-SECRET_NAMES = frozenset(
+SECRETS = frozenset(
     {
-        "private",  # KeyPair
-        "seed", "_expanded",  # SigningKey
-        "answer", "up", "ask", "down",  # SessionKeys
-        "seal_key", "digest_key", "key", "epoch_key",  # epochs
-        "psk", "mac", "_psk", "_mac_key",  # JoinKeys, handshakes, peers
-        "token",  # invites
-        "chaining_key",  # handshakes
-        "_private",  # Claim
-        "_settle_secret",
+        "KeyPair.private",
+        "SigningKey.seed",
+        "SigningKey._expanded",
+        "SessionKeys.answer",
+        "SessionKeys.up",
+        "SessionKeys.ask",
+        "SessionKeys.down",
+        "Epoch.seal_key",
+        "Epoch.digest_key",
+        "TaskEpoch.key",
+        "TaskEpoch._settle_secret",
+        "Welcome.epoch_key",
+        "Rekey.epoch_key",
+        "JoinKeys.psk",
+        "JoinKeys.mac",
+        "Invite.token",
+        "Invitation.token",
+        "Joiner._mac_key",
+        "Peer._mac_key",
+        "Claim._private",
+        "HandshakeIKpsk1._psk",
+        "_State.chaining_key",
     }
-)  # fmt: skip
-"""Attributes of edge_fi's objects that hold one, where they are bytes of such a length."""
-
-SHORTEST_BYTES = 16
+)
+"""What holds one, by class and name, of all that edge_fi's objects hold."""
 
 
 def spellings(secret: bytes) -> set[bytes]:
-    """How a secret could be written: raw, in hex, in base64 and base32 also within something longer, escaped."""
+    """How a secret could be written: raw, in hex, escaped, in base64 and base32 also amid more."""
     found = {secret, secret.hex().encode(), secret.hex().upper().encode(), repr(secret)[2:-1].encode()}
     for encode, group in ((base64.b64encode, 3), (base64.urlsafe_b64encode, 3), (base64.b32encode, 5)):
         letters = {3: 4, 5: 8}[group]
@@ -73,5 +84,5 @@ def secrets_of(*roots: object) -> dict[str, bytes]:
         f"{type(one).__name__}.{name} {number}": value
         for number, one in enumerate(objects(*roots))
         for name, value in attributes(one)
-        if name in SECRET_NAMES and isinstance(value, bytes) and len(value) >= SHORTEST_BYTES
+        if f"{type(one).__name__}.{name}" in SECRETS and isinstance(value, bytes) and value
     }

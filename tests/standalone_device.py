@@ -314,7 +314,7 @@ class Party:
     """What `run` needs of a joiner and of a device alike: names, topics, what to send."""
 
     names, topics, will = ("", "", ""), [""], ""  # client id, user name, password; the Will's topic, if any
-    online, done = False, False
+    online, done, patience = False, False, math.inf  # patience: so many CONNACKs with a code in a row
 
     def __init__(self) -> None:
         self.out: list[tuple[str, bytes, int, bool]] = []
@@ -352,6 +352,8 @@ class Party:
 
 class Joiner(Party):
     """ "Joining": JOIN until an ACCEPT, or a REFUSED that is not `busy`."""
+
+    patience = 6
 
     def __init__(self, invite: dict[str, Any], private: bytes, random: Random) -> None:
         super().__init__()
@@ -733,18 +735,24 @@ class Device(Party):
 # "MQTT": a client of 3.1.1, and the certificate that the invite's pin names.
 
 
+class NotLetInError(OSError):
+    """CONNACK with a code. Of an invite: expired, withdrawn, or not known to the broker yet."""
+
+
 class Mqtt:
     """One connection. Raises OSError when it is lost, or when the broker refuses."""
 
     KEEP_ALIVE = 20
 
-    def __init__(self, place: dict[str, Any], names: tuple[str, str, str], will: str) -> None:
+    def __init__(self, place: dict[str, Any]) -> None:
+        context = tls_context(place) if place["tls"] else None
         raw = socket.create_connection((place["host"], place["port"]), timeout=10)
-        self.socket: socket.socket = raw
-        if place["tls"]:
-            self.socket = tls_context(place).wrap_socket(raw, server_hostname=place["host"])
+        self.socket = context.wrap_socket(raw, server_hostname=place["host"]) if context else raw
         self.buffer, self.packet_id, self.early = b"", 0, list[tuple[str, bytes]]()
         self.heard = self.pinged = time.monotonic()
+
+    def connect(self, names: tuple[str, str, str], will: str) -> None:
+        """CONNECT and CONNACK."""
         fields = [names[0], will, "lost", *names[1:]] if will else names
         flags = 0xEE if will else 0xC2  # user name, password, clean session; a retained Will of QoS 1
         self.write(
@@ -752,7 +760,7 @@ class Mqtt:
         )
         code = self.wait_for(0x20)[1]
         if code:
-            raise OSError(f"CONNACK {code}")
+            raise NotLetInError(f"CONNACK {code}")
 
     def write(self, kind: int, body: bytes) -> None:
         """One packet."""
@@ -896,11 +904,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def run(place: dict[str, Any], party: Party, work: Callable[[], None]) -> None:
     """Connect, subscribe, serve; connect again when the connection is lost, until the party is done."""
-    pause = 0.25
+    pause, refusals = 0.25, 0
     while not party.done:
         link = None
         try:
-            link = Mqtt(place, party.names, party.will)
+            link = Mqtt(place)
+            link.connect(party.names, party.will)
             link.subscribe(party.topics)
             party.connected(time.monotonic())
             pause = 0.25
@@ -918,6 +927,9 @@ def run(place: dict[str, Any], party: Party, work: Callable[[], None]) -> None:
                     break
         except OSError as error:
             say("lost", why=str(error))
+            refusals = refusals + 1 if isinstance(error, NotLetInError) else 0
+            if refusals >= party.patience:
+                raise
             time.sleep(pause * (1 + os.urandom(1)[0] / 256))
             pause = min(2 * pause, 8.0)
         finally:
@@ -938,7 +950,10 @@ def join(path: Path, invite: dict[str, Any], wanted: int) -> dict[str, Any]:
         state = invite | {"member_private": os.urandom(32).hex()}
         save(path, state)
     joiner = Joiner(state, bytes.fromhex(state["member_private"]), os.urandom)
-    run(state, joiner, lambda: None)
+    try:
+        run(state, joiner, lambda: None)
+    except NotLetInError:
+        joiner.reason = "not_let_in"
     if joiner.reason and not joiner.index:
         say("refused", reason=joiner.reason)
         sys.exit(3)

@@ -352,7 +352,7 @@ def test_of_two_that_start_at_nearly_one_time_one_serves(lives: tuple[int, int],
     assert len(serving) == 1
     ended = [name for name in ("one", "other") if not fleet.nodes[name].is_connected]
     assert len(ended) == 1 and ended != serving
-    state = fleet.retained[STATE]
+    state = fleet._retained[STATE]
     machine = fleet.nodes[serving[0]].machine
     assert isinstance(machine, Gateway) and state == b"ready %08x" % machine.boot
 
@@ -374,7 +374,7 @@ def test_a_second_gateway_disturbs_no_round_of_the_first() -> None:
         federation.fleet.disconnect("second")  # its Will says that the gateway is lost
         federation.fleet.run(5)
     assert len(federation.frames("a", Type.HELLO)) == 2
-    assert federation.fleet.retained[STATE] == b"ready %08x" % federation.gateway.boot
+    assert federation.fleet._retained[STATE] == b"ready %08x" % federation.gateway.boot
 
 
 # The word to its later runs

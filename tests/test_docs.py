@@ -29,7 +29,7 @@ def test_the_task_of_the_examples_is_the_demos() -> None:
     assert example.read_bytes() == demo.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["round_trip", "gateway"])
+@pytest.mark.parametrize("name", ["round_trip", "gateway", "flood"])
 def test_each_benchmark_stands_on_the_page_with_its_command(name: str) -> None:
     assert (ROOT / "benchmarks" / f"{name}.py").exists()
     assert f"python benchmarks/{name}.py" in (ROOT / "docs/performance.md").read_text(encoding="utf-8")

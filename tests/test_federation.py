@@ -247,7 +247,7 @@ def test_a_device_rejoins_a_restarted_gateway_by_a_query_of_an_unknown_epoch() -
     federation.fleet.disconnect("pi-2")
     federation.restart_gateway()
     federation.fleet.run(5)
-    federation.fleet.retained.clear()
+    federation.fleet._retained.clear()
     federation.fleet.connect("pi-2")
     federation.fleet.run(5)
     assert federation.gateway.online(1) == ("pi-1",)
@@ -399,7 +399,7 @@ def test_a_query_on_its_way_while_session_and_epoch_both_end_is_missing_and_caus
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The new session never had the query's epoch. A copy that is on its way may pass for a hint, once."""
-    monkeypatch.setattr(edge_fi.gateway, "EPOCH_US", SESSION_US)  # or a rotation on demand in that very moment
+    monkeypatch.setattr(edge_fi.gateway, "EPOCH_US", SESSION_US)
     policy = RoundPolicy(timeout_s=100, reask_s=30)
     federation = Federation([A_], policy=policy).join()
     federation.fleet.nodes["pi-1"].infer_us = 1_000_000
@@ -569,7 +569,7 @@ def test_a_client_that_missed_the_restart_of_the_gateway_finds_out_by_its_silenc
     federation.fleet.disconnect("laptop-1")
     federation.restart_gateway()
     federation.fleet.run(5)
-    federation.fleet.retained.clear()
+    federation.fleet._retained.clear()
     federation.fleet.connect("laptop-1")
     assert asked(federation).status is Status.UNREACHABLE
     assert asked(federation).label == 0
@@ -758,7 +758,7 @@ def test_a_broker_says_the_will_of_who_is_gone_and_keeps_it() -> None:
     federation.fleet.disconnect("pi-1")
     federation.fleet.run(0)
     assert federation.fleet.published[-1] == ("fi1/acme/s/pi-1", b"lost")
-    assert federation.fleet.retained["fi1/acme/s/pi-1"] == b"lost"
+    assert federation.fleet._retained["fi1/acme/s/pi-1"] == b"lost"
 
 
 def test_a_broker_says_nothing_for_who_left_on_purpose_or_has_no_will() -> None:

@@ -3,6 +3,7 @@
 Without the manager's variables in the environment, nothing is said.
 """
 
+import contextlib
 import math
 import os
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping
 
 ALIVE_PER_WATCHDOG = 4  # times that a service says so in the time after which it is taken for dead
+PATIENCE_S = 1.0  # with a manager that does not take what is said; libsystemd would wait for ever
 
 
 class Notifier:
@@ -27,6 +29,7 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """What it is doing, in one line, for `systemctl status`. Said when it changes."""
+        text = " ".join(text.split())  # another line would be another word to the manager
         if text != self._status:
             self._status = text
             self._say(f"STATUS={text}")
@@ -49,14 +52,15 @@ class Notifier:
     def _say(self, state: str) -> None:
         if self._address[:1] not in ("/", "@"):
             return
-        address = self._address.encode()
+        address = os.fsencode(self._address)
         if address.startswith(b"@"):
             address = b"\0" + address[1:]  # of Linux's abstract names
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
-            try:
-                line.sendto(state.encode(), address)
-            except OSError:
-                return  # a manager that does not listen is no reason to stop
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line,
+            contextlib.suppress(OSError),  # a manager that does not listen is no reason to stop
+        ):
+            line.settimeout(PATIENCE_S)
+            line.sendto(state.encode(errors="replace"), address)
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float:

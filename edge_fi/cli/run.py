@@ -14,7 +14,7 @@ import click
 
 from edge_fi import config
 from edge_fi.adapters import keyfile
-from edge_fi.adapters.mqtt import MqttLink
+from edge_fi.adapters.mqtt import Down, MqttLink, Up
 from edge_fi.adapters.state import State
 from edge_fi.adapters.state_hold import Hold
 from edge_fi.adapters.systemd import Notifier
@@ -151,9 +151,12 @@ def run_gateway(path: Path, start_broker: bool, as_json: bool) -> None:
         steward.begin(roster)
         stack.callback(steward.close)
 
+        notifier = Notifier()
+
         def watch(notice: Notice) -> None:
             log.watch(notice)
             steward.watch(notice)
+            _tell_manager(notifier, notice)
 
         pump = Pump(machine, link, keeper=steward, watch=watch)
 
@@ -161,7 +164,7 @@ def run_gateway(path: Path, start_broker: bool, as_json: bool) -> None:
             check()
             return steward.look(pump)
 
-        _run(pump, log, look)
+        _run(pump, log, notifier, look)
 
 
 @click.group()
@@ -201,10 +204,16 @@ def run_device(path: Path, stop_with_stdin: bool, as_json: bool) -> None:
         labels=[task.labels[label] for label in model.classes],
         broker=f"{settings.broker.host}:{settings.broker.port}",
     )
-    pump = Pump(machine, link, model=model, watch=log.watch)
+    notifier = Notifier()
+
+    def watch(notice: Notice) -> None:
+        log.watch(notice)
+        _tell_manager(notifier, notice)
+
+    pump = Pump(machine, link, model=model, watch=watch)
     if stop_with_stdin:
         threading.Thread(target=_stop_with_stdin, args=[pump], daemon=True).start()
-    _run(pump, log)
+    _run(pump, log, notifier)
 
 
 def load_model(path: Path, settings: config.DeviceConfig) -> "OnnxModel":
@@ -286,10 +295,19 @@ def _make_log(as_json: bool) -> Log:
     return Log(is_json=as_json, stream=sys.stdout if as_json else None)
 
 
-def _run(pump: Pump, log: Log, look: Callable[[], float] = _never) -> None:
-    """Take turns until a signal. look: called before each; returns for how many seconds it may wait."""
-    notifier = Notifier()
+def _tell_manager(notifier: Notifier, notice: Notice) -> None:
+    """For `systemctl status`: whether the link is up."""
+    match notice:
+        case Up():
+            notifier.status("connected to the broker")
+        case Down(reason=reason):
+            notifier.status(f"no broker: {reason}")
+        case _:
+            pass
 
+
+def _run(pump: Pump, log: Log, notifier: Notifier, look: Callable[[], float] = _never) -> None:
+    """Take turns until a signal. look: called before each; returns for how many seconds it may wait."""
     def before_turn() -> float:
         # Each turn that was completed is progress: the service manager's watchdog hears of it.
         notifier.alive()

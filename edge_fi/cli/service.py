@@ -3,74 +3,23 @@
 import json
 import os
 import pwd
-import shutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 
+import edge_fi
 from edge_fi import config
+from edge_fi.cli.unit import Service, render
 from edge_fi.errors import ConfigError
 
-WATCHDOG_S = 60  # of no turn completed; the slowest batch of inferences takes a few seconds
-_COMMANDS = {"device": "device run", "gateway": "gateway run"}
+_BOOTED = Path("/run/systemd/system")  # there where systemd is the init (sd_booted(3))
 _FILES: dict[str, type[config.DeviceConfig | config.GatewayConfig]] = {
     "device": config.DeviceConfig,
     "gateway": config.GatewayConfig,
 }
-
-_UNIT = """\
-# Made by: edge-fi {role} install-service
-[Unit]
-Description=edge_fi {role} ({config})
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-Type=notify
-NotifyAccess=main
-ExecStart={program} {command} --config {config}
-User={user}
-Environment=ORT_DISABLE_TELEMETRY=1
-# Each turn that was completed is told; a process that hangs is killed and started again.
-WatchdogSec={watchdog}
-Restart=on-failure
-RestartSec=2
-# The command line, a configuration, a key or a model is wrong: the next start would find it so again.
-RestartPreventExitStatus=2 3 4 5 8
-TimeoutStopSec=10
-# What it may touch: its own folder, and the network.
-ReadWritePaths={folder}
-ProtectSystem=strict
-ProtectHome=read-only
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectClock=yes
-ProtectHostname=yes
-ProtectProc=invisible
-ProcSubset={proc}
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-AmbientCapabilities=
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-RemoveIPC=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-UMask=0077
-
-[Install]
-WantedBy=multi-user.target
-"""
 
 
 def install_service(role: str) -> click.Command:
@@ -87,34 +36,41 @@ def install_service(role: str) -> click.Command:
     )
     @click.option("--user", help="The account to run as. Default: the owner of the configuration file.")
     @click.option(
-        "--unit-dir", type=click.Path(path_type=Path), default=Path("/etc/systemd/system"), show_default=True
+        "--unit-dir",
+        type=click.Path(path_type=Path),
+        default=Path("/etc/systemd/system"),
+        show_default=True,
+        help="Where the unit file goes.",
     )
-    @click.option("--print", "is_print", is_flag=True, help="Only show the unit.")
-    @click.option("--now", "is_now", is_flag=True, help="Start it, and on each boot.")
+    @click.option("--print", "is_print", is_flag=True, help="Only show the unit file.")
+    @click.option("--now", "is_now", is_flag=True, help="Start it now, and on each boot.")
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
     def install(
         path: Path, user: str | None, unit_dir: Path, is_print: bool, is_now: bool, as_json: bool
     ) -> None:
-        config.load(path, _FILES[role])
-        unit = content(role, path.resolve(), user or pwd.getpwuid(path.stat().st_uid).pw_name)
+        service = _plan(role, path, user)
+        unit, target = render(service), unit_dir / f"edge-fi-{role}.service"
+        commands = [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", target.name]]
         if is_print:
-            click.echo(unit, nl=False)
+            shown = json.dumps({"unit": str(target), "content": unit}) if as_json else unit.removesuffix("\n")
+            click.echo(shown)
             return
-        name = f"edge-fi-{role}.service"
-        target = unit_dir / name
-        _write(target, unit, role, path)
-        commands = [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", name]]
-        if is_now:
-            for command in commands:
-                _run(command)
+        if is_now and not _BOOTED.is_dir():
+            raise ConfigError(
+                "systemd does not run here: leave --now out, and start the service where it does"
+            )
+        _write(target, unit, service)
+        for command in commands if is_now else ():
+            _run(command, target.name)
+        next_steps = [] if is_now else [shlex.join(command) for command in commands]
         if as_json:
-            click.echo(json.dumps({"unit": str(target), "started": is_now}))
+            told = {"unit": str(target), "user": service.user, "started": is_now, "next": next_steps}
+            click.echo(json.dumps(told))
             return
-        click.echo(f"{target}  written")
-        if is_now:
-            click.echo(f"it runs; its log: journalctl -u {name}")
-        else:
-            click.echo("next: " + " && ".join("sudo " + " ".join(command) for command in commands))
+        click.echo(f"{target}  written; the {role} runs as {service.user}")
+        click.echo(f"it runs; its log: journalctl -u {target.name}" if is_now else "next:")
+        for step in next_steps:
+            click.echo(f"  sudo {step}")
 
     install.help = (
         f"Make the {role} a service of systemd, which starts on each boot and again after a failure.\n\n\b\n"
@@ -124,43 +80,95 @@ def install_service(role: str) -> click.Command:
     return install
 
 
-def content(role: str, path: Path, user: str) -> str:
-    """The unit file. path: of the configuration, absolute."""
-    program = Path(sys.argv[0]).resolve()
-    if program.name != "edge-fi" or not os.access(program, os.X_OK):
-        program = Path(shutil.which("edge-fi") or Path(sys.executable).with_name("edge-fi"))
-    for text in (str(program), str(path), user):
-        if not text.isprintable() or any(mark in text for mark in " \"'\\%$"):
-            raise ConfigError(
-                f"{text!r} has characters that a unit of systemd reads otherwise: rename or move it"
-            )
-    return _UNIT.format(
+def _plan(role: str, path: Path, user: str | None) -> Service:
+    """Everything that goes into the unit. Raises ConfigError where it could not run like that."""
+    settings = config.load(
+        path, _FILES[role], environment={}
+    )  # a service has not the variables of this shell
+    program = Path(sys.executable).with_name("edge-fi")
+    if not os.access(program, os.X_OK):
+        raise ConfigError(
+            f"there is no {program} for a service to run: pip install edge-fi with {sys.executable}"
+        )
+    folder = Path(os.path.abspath(path)).parent
+    named = [folder / name for name in _names(settings)]
+    for file in named:
+        if not file.exists():
+            raise ConfigError(f"{path} names {file}, which is not there: put it there first")
+    account = _account(path, user)
+    key = folder / settings.key
+    if key.stat().st_uid != account.pw_uid:
+        raise ConfigError(
+            f"{key} does not belong to {account.pw_name}, who is to run the service: "
+            f"run 'sudo chown {account.pw_name} {key}', or name its owner with --user"
+        )
+    # The program itself: its environment, the Python below that, and the code, which may lie elsewhere.
+    code = (Path(sys.prefix), Path(sys.base_prefix), Path(edge_fi.__file__).parents[1])
+    writes: list[Path] = []
+    if isinstance(settings, config.GatewayConfig):
+        # SQLite writes beside its file, and a key is changed by a new file under its name.
+        writes = [folder, (folder / settings.state).parent]
+        broker_files = folder / settings.broker_files
+        writes += [broker_files] if broker_files.is_dir() else []
+    return Service(
         role=role,
-        command=_COMMANDS[role],
-        config=path,
-        folder=path.parent,
         program=program,
-        user=user,
-        watchdog=WATCHDOG_S,
-        # A gateway looks into /proc for the broker that it tells to read its files again.
-        proc="pid" if role == "device" else "all",
+        config=folder / path.name,
+        user=account.pw_name,
+        code=code,
+        reads=(folder, *named),
+        writes=tuple(writes),
     )
 
 
-def _write(target: Path, unit: str, role: str, path: Path) -> None:
+def _names(settings: config.DeviceConfig | config.GatewayConfig) -> list[str]:
+    """Every file that a configuration names."""
+    names = [settings.key, settings.broker.ca, settings.broker.password_file]
+    if isinstance(settings, config.DeviceConfig):
+        names += [settings.task, settings.model.path]
+    else:
+        names += [settings.state, *settings.tasks]
+    return [name for name in names if name is not None]
+
+
+def _account(path: Path, user: str | None) -> pwd.struct_passwd:
     try:
+        return pwd.getpwnam(user) if user is not None else pwd.getpwuid(path.stat().st_uid)
+    except KeyError:
+        who = f"there is no account {user}" if user else f"{path} belongs to nobody"
+        raise ConfigError(f"{who}: name an account of this machine with --user") from None
+
+
+def _write(target: Path, unit: str, service: Service) -> None:
+    """Raises ConfigError: without the right to, without systemd, or where another service stands."""
+    try:
+        if target.exists() and f" --config {service.config}\n" not in target.read_text(encoding="utf-8"):
+            raise ConfigError(
+                f"{target} is the service of another configuration: stop it and remove that file first, "
+                "or choose another place with --unit-dir"
+            )
         target.write_text(unit, encoding="utf-8")
+        target.chmod(0o644)
     except PermissionError:
+        again = [str(service.program), service.role, "install-service", "--config", str(service.config)]
         raise ConfigError(
-            f"only root may write {target}: run 'sudo {Path(sys.executable).with_name('edge-fi')} {role} "
-            f"install-service --config {path}'"
+            f"only root may write {target}: run 'sudo {shlex.join([*again, '--user', service.user])}'"
+        ) from None
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no folder {target.parent}: is systemd this machine's service manager? "
+            "Otherwise show the unit with --print, and tell its manager the same"
         ) from None
     except OSError as error:
-        raise ConfigError(f"cannot write {target}: {error.strerror}; is systemd installed here?") from None
+        raise ConfigError(f"cannot write {target}: {error.strerror}") from None
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], name: str) -> None:
+    shown = shlex.join(command)
     try:
-        subprocess.run(command, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ConfigError(f"'{' '.join(command)}' failed: {error}; is systemd running here?") from None
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ConfigError(f"cannot run '{shown}': {error.strerror}; is systemd installed?") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ConfigError(f"'{shown}' failed: {said[0]}; its log says more: journalctl -u {name}")
