@@ -101,6 +101,10 @@ class Door:
         """The gateway is told what the roster is now."""
         return self.gateway.update(self.keeper.roster, now=now)
 
+    def knock(self, its: Invitation) -> None:
+        """A stranger comes: an invite's keys are derived once, whoever comes first, as members' are."""
+        self.receive(frames.build_joining_header(Type.JOIN, its.number) + bytes(104))
+
     def receive(self, frame: bytes, *, topic: str = JOIN, now: int = 0) -> list[Effect]:
         """What a frame leads to, when the members it brings are written down, or cannot be."""
         effects: list[Effect] = []
@@ -144,6 +148,5 @@ def open_door(name: str = "pi-7", role: str = "device", **terms: bool | int) -> 
     """A gateway with the member pi-1, and an invite, whose keys it has derived already."""
     door = Door(member("pi-1", 1))
     its = door.invite(name, role, **terms)
-    # They are derived once, whoever comes first, as those of members are.
-    door.receive(frames.build_joining_header(Type.JOIN, its.number) + bytes(104))
+    door.knock(its)
     return door, its

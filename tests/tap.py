@@ -10,6 +10,7 @@ from typing import Self
 
 HOST = "127.0.0.1"
 LOOK_S = 0.1  # for the end
+PATIENCE_S = 10.0
 PIECE_BYTES = 65_536
 
 
@@ -55,12 +56,12 @@ class Tap:
 
     def _hand_on(self, plain: socket.socket) -> None:
         """One connection, by one thread: OpenSSL's must not be read and written at once."""
-        plain.settimeout(10)
+        plain.settimeout(PATIENCE_S)
         with (
             suppress(OSError),
             plain,
             self._inwards.wrap_socket(plain, server_side=True) as member,
-            socket.create_connection((HOST, self._broker_port), timeout=10) as onwards,
+            socket.create_connection((HOST, self._broker_port), timeout=PATIENCE_S) as onwards,
             self._onwards.wrap_socket(onwards) as broker,
         ):
             self._exchange(member, broker)
@@ -73,9 +74,15 @@ class Tap:
         while not self._is_over.is_set():
             ready = [end for end in ways if end.pending()] or select.select([*ways], [], [], LOOK_S)[0]
             for end in ready:
-                piece = end.recv(PIECE_BYTES)
+                other, stream = ways[end]
+                end.settimeout(0)  # what came may be a ticket of TLS, and nothing to hand on
+                try:
+                    piece = end.recv(PIECE_BYTES)
+                except ssl.SSLWantReadError:
+                    continue
+                finally:
+                    end.settimeout(PATIENCE_S)
                 if not piece:
                     return
-                other, stream = ways[end]
                 stream += piece
                 other.sendall(piece)

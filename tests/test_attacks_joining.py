@@ -234,7 +234,7 @@ def test_whoever_guesses_tokens_is_dropped_each_time_before_any_dh(dh_calls: lis
 def test_the_token_of_one_invite_is_none_of_another() -> None:
     door, its = open_door()
     other = door.invite("pi-8")
-    door.receive(frames.build_joining_header(Type.JOIN, 2) + bytes(104))
+    door.knock(other)
     join = application_of(its).join
     renumbered = frames.build_joining_header(Type.JOIN, 2) + join[6:]
     dropped(door, renumbered, "mac")
@@ -243,6 +243,15 @@ def test_the_token_of_one_invite_is_none_of_another() -> None:
     # Under a true mac, as the holder of both invites can make it, the handshake still tells.
     dropped_of_holder(door, maced(its, handshake_of(its, claiming=other).write_message_1(b"")), "seal")
     dropped_of_holder(door, maced(other, frames.parse_joining(join).message), "seal")
+    still_joins(door, its)
+
+
+def test_the_number_of_an_invite_tells_it_from_another_of_the_same_id_and_token() -> None:
+    door, its = open_door()
+    twin = door.keeper.invite("pi-7", token=its.token)
+    door.update()
+    door.knock(twin)
+    dropped_of_holder(door, maced(twin, frames.parse_joining(application_of(its).join).message), "seal")
     still_joins(door, its)
 
 

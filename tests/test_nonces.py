@@ -312,11 +312,13 @@ class Memberships(RuleBasedStateMachine):
         assert self.world.gateway_node.halted == ""
 
 
-@pytest.mark.parametrize("machine", [Lives, Memberships])
-def test_no_key_and_nonce_ever_seal_two_plaintexts(machine: type[RuleBasedStateMachine]) -> None:
+@pytest.mark.parametrize(("machine", "examples", "steps"), [(Lives, 40, 30), (Memberships, 80, 40)])
+def test_no_key_and_nonce_ever_seal_two_plaintexts(
+    machine: type[RuleBasedStateMachine], examples: int, steps: int
+) -> None:
     machine.TestCase.settings = settings(
-        max_examples=40,
-        stateful_step_count=30,
+        max_examples=examples,
+        stateful_step_count=steps,
         derandomize=True,
         deadline=None,
         database=None,

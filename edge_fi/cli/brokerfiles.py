@@ -56,7 +56,7 @@ def need_extra() -> None:
 
 
 def users(settings: GatewayConfig, path: Path, identity: GatewayIdentity, roster: Roster) -> list[Account]:
-    """Everybody who may connect: the gateway, its members, and who holds an invite that is still good."""
+    """Everybody who may connect: the gateway, its members, and who holds an invite."""
     from broker import access
 
     federation = identity.federation
@@ -64,10 +64,11 @@ def users(settings: GatewayConfig, path: Path, identity: GatewayIdentity, roster
     found: list[Account] = [access.gateway(federation, identity.mqtt_password)]
     found += [member_user(member, identity, tasks) for member in roster.members]
     return found + [
-        # Also a used one: its holder may not have heard yet that it is a member.
+        # Also a used or an expired one, as long as the state keeps it: its holder is told so by the gateway,
+        # where the broker would only shut the door. Not a withdrawn one: it may be in the wrong hands.
         access.joiner(federation, its.number, join_password(its.token))
         for its in roster.invitations
-        if not (its.is_expired or its.is_withdrawn)
+        if not its.is_withdrawn
     ]
 
 

@@ -166,7 +166,9 @@ def _write(target: Path, unit: str, service: Service) -> None:
 def _run(command: list[str], name: str) -> None:
     shown = shlex.join(command)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Quiet of what went well: what it says then is the fault.
+        quiet = [command[0], "--quiet", *command[1:]]
+        done = subprocess.run(quiet, capture_output=True, text=True, check=False)
     except OSError as error:
         raise ConfigError(f"cannot run '{shown}': {error.strerror}; is systemd installed?") from None
     if done.returncode:
