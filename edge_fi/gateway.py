@@ -279,6 +279,8 @@ class Gateway:
             if topic == self._roster_topic:
                 return self._own_roster(payload)
             if not self.is_open:
+                if peer is None and topic != self._join_topic:
+                    return []  # what the broker remembers of us and of others; it is heard when we serve
                 raise ProtocolError("closed")
             if peer is None:
                 return self._other(topic, payload, now=now)

@@ -2,6 +2,7 @@
 an account for each, members that joined by invite.
 """
 
+import io
 import json
 import os
 import signal
@@ -9,20 +10,22 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 from live import EDGE_FI, PATIENCE_S, Process, eventually, free_port, need
 from raw_mqtt import RawMqtt
 from tap import Tap
 
 from broker import production
+from broker.embedded import EmbeddedBroker
 from edge_fi import config
 from edge_fi.adapters import keyfile
 from edge_fi.adapters.state import State
-from edge_fi.cli.main import edge_fi
+from edge_fi.cli.main import edge_fi, main
 from edge_fi.cli.run import load_model, make_client, make_member_link
 from edge_fi.demo.members import ASSETS, heldout, members, task
 from edge_fi.device import Device, Labelling
@@ -33,6 +36,7 @@ from edge_fi.session import GatewayIdentity
 
 HOST = "127.0.0.1"
 DIGITS = ASSETS / "digits.toml"
+OPEN = "open"
 PAUSE_S = 0.01  # between one outcome and the next question of an Asker
 
 
@@ -68,6 +72,17 @@ def here(*arguments: str | Path) -> None:
     assert edge_fi.main(list(map(str, arguments)), standalone_mode=False) in (None, 0)
 
 
+def main_here(*arguments: str | Path, stdin: str = "") -> Done:
+    """As `verb`, in this process: the same sentences and exit codes, without what a start costs."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["edge-fi", *map(str, arguments)])
+        patch.setattr("sys.stdin", io.StringIO(stdin))
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
+    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
 def done(*arguments: str | Path, **how: Any) -> Done:
     """Run a verb that must end well."""
     ended = verb(*arguments, **how)
@@ -76,10 +91,15 @@ def done(*arguments: str | Path, **how: Any) -> Done:
 
 
 class Parties:
-    """A federation `acme` in a folder, inside a `with`: first its broker runs, and nothing else."""
+    """A federation `acme` in a folder, inside a `with`: first its broker runs, and nothing else.
+
+    kind: of the broker, over TLS and with accounts; or `open`, for one as `--start-broker` starts it, where
+    it is the gateway that must refuse.
+    """
 
     def __init__(self, folder: Path, kind: str, *, is_tapped: bool = False) -> None:
-        need(kind)
+        if kind != OPEN:
+            need(kind)
         self.folder = folder
         self.kind = kind
         self.home = folder / "acme"
@@ -94,8 +114,21 @@ class Parties:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        new = ("--federation", "acme", "--task", DIGITS, "--host", HOST, "--port", str(self.port))
-        done("gateway", "new", *new, "--out", self.home)
+        new: list[str | Path] = [
+            "--federation",
+            "acme",
+            "--task",
+            DIGITS,
+            "--port",
+            str(self.port),
+            "--out",
+            self.home,
+        ]
+        if self.kind == OPEN:
+            here("gateway", "new", *new)
+            self._stack.enter_context(EmbeddedBroker(port=self.port))
+            return self
+        here("gateway", "new", *new, "--host", HOST)
         self.configure_broker()
         self.start_broker()
         if self.broker_port != self.port:
@@ -193,11 +226,11 @@ class Parties:
 
     def _joining(self, names: tuple[str, ...], role: str) -> list[list[str | Path]]:
         invites = self.invite(*names, role=role)
-        return [
-            [role, "join", "--file", invites / f"{name}.invite", "--out", self.folder / name]
-            + (model_options(name) if role == "device" else [])
-            for name in names
-        ]
+        arguments: list[list[str | Path]] = []
+        for name in names:
+            where = ["--file", invites / f"{name}.invite", "--out", self.folder / name]
+            arguments.append([role, "join", *where, *(model_options(name) if role == "device" else [])])
+        return arguments
 
     def start_devices(self, *paths: Path) -> list[Process]:
         """Return when each has a session."""

@@ -13,11 +13,11 @@ from edge_fi.adapters import keyfile
 from edge_fi.adapters.state import State
 from edge_fi.adapters.tls import pin_of
 from edge_fi.cli.brokerfiles import follow
-from edge_fi.cli.qr import print_qr
+from edge_fi.cli.qr import modules, print_qr
 from edge_fi.errors import ConfigError
 from edge_fi.messages import ROLES
 from edge_fi.wire import invites
-from edge_fi.wire.invites import Invite
+from edge_fi.wire.invites import PREFIX, Invite
 
 TOKEN_BYTES = 16
 MOST_AT_ONCE = 10_000
@@ -99,6 +99,8 @@ def invite(
     names = _numbered(ids[0], count) if count is not None else list(ids)
     if len(set(names)) < len(names):
         raise click.UsageError("an ID is given twice, and one invite would take the place of the other")
+    if qr:
+        modules(PREFIX)  # what is missing for it is said before an invite is made
     settings = config.load(path, config.GatewayConfig)
     identity = keyfile.read_gateway(path.parent / settings.key)
     tasks = config.load_tasks(path.parent, settings.tasks)

@@ -308,6 +308,7 @@ def _tell_manager(notifier: Notifier, notice: Notice) -> None:
 
 def _run(pump: Pump, log: Log, notifier: Notifier, look: Callable[[], float] = _never) -> None:
     """Take turns until a signal. look: called before each; returns for how many seconds it may wait."""
+
     def before_turn() -> float:
         # Each turn that was completed is progress: the service manager's watchdog hears of it.
         notifier.alive()

@@ -57,7 +57,7 @@ class Bench:
         )
         self.link.start()
         self._subscriptions = 0
-        self._turns = 0
+        self.turns = 0
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -68,8 +68,8 @@ class Bench:
 
     def turn(self) -> None:
         """Wait as the pump does, for what the link asks for and no longer; then let it do that alone."""
-        self._turns += 1
-        assert self._turns < 10_000, "it turns without end"
+        self.turns += 1
+        assert self.turns < 10_000, "it turns without end"
         waiting = select.poll()
         for descriptor, also_write in self.link.descriptors():
             waiting.register(descriptor, select.POLLIN | (select.POLLOUT if also_write else 0))
@@ -259,6 +259,18 @@ def test_a_message_may_begin_in_one_record_and_end_in_another(bench: Bench) -> N
         while len(received(bench.link)) < 2:
             bench.turn()
     assert received(bench.link) == [b"first", b"second"]
+
+
+def test_messages_that_came_together_are_taken_together(bench: Bench) -> None:
+    """Each in a record of its own, as brokers send them: a model infers what one turn took as one batch."""
+    with bench.answer() as connection:
+        bench.until(lambda: bench.link.is_up)
+        for payload in MANY[:30]:
+            connection.sendall(publish(payload))
+        before = bench.turns
+        while len(received(bench.link)) < 30:
+            bench.turn()
+        assert bench.turns - before < 10
 
 
 def test_what_is_no_message_does_not_hide_the_messages_behind_it(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """The QR code of an invite: what is printed is, module by module, the code of that text."""
 
+import contextlib
 import os
 import pty
 import re
@@ -71,9 +72,17 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 def test_a_terminal_that_would_break_its_lines_is_told_to_be_wider(columns: int, is_shown: bool) -> None:
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (50, columns))
-    with os.fdopen(controller, "rb", buffering=0), os.fdopen(terminal, "wb") as stdout:
-        done = subprocess.run(
-            [sys.executable, "-c", PRINT, LINE], stdout=stdout, stderr=subprocess.PIPE, timeout=60, text=True
-        )
-    told = "" if is_shown else "no QR code: it is 49 columns wide, and this terminal 48; make it wider\n"
-    assert (done.returncode, done.stderr) == (0, told)
+    printing = subprocess.Popen(
+        [sys.executable, "-c", PRINT, LINE], stdout=terminal, stderr=subprocess.PIPE, text=True
+    )
+    os.close(terminal)
+    shown = b""
+    with os.fdopen(controller, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # EIO: its end
+        while piece := screen.read(4096):
+            shown += piece
+    _, said = printing.communicate(timeout=60)
+    assert printing.returncode == 0
+    assert said == (
+        "" if is_shown else "no QR code: it is 49 columns wide, and this terminal 48; make it wider\n"
+    )
+    assert len(seen(shown.decode())) == (50 if is_shown else 0)

@@ -283,7 +283,7 @@ def test_verification_does_find_a_fault(tmp_path: Path) -> None:
 @needs_systemd
 @pytest.mark.parametrize("role", ["device", "gateway"])
 def test_systemd_finds_the_service_little_exposed(
-    run: Run, request: pytest.FixtureRequest, units: Path, role: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, request: pytest.FixtureRequest, units: Path, role: str
 ) -> None:
     run(role, "install-service", "--config", request.getfixturevalue(role), "--unit-dir", units)
     unit = units / f"edge-fi-{role}.service"

@@ -267,6 +267,34 @@ def test_a_gateway_that_is_killed_at_any_moment_forgets_nobody_whom_it_told(part
     eventually(lambda: counted(asker.outcomes[-1:]) == [set(names)])
 
 
+def test_a_copied_device_is_named_and_costs_only_the_rounds_in_which_it_flaps(parties: Parties) -> None:
+    gateway = parties.start_gateway()
+    paths = parties.join_here("pi-01", "pi-02")
+    (laptop,) = parties.join_here("laptop", role="client")
+    parties.thread(paths[0])
+    (original,) = parties.start_devices(paths[1])
+    asker = parties.asker(laptop)
+    eventually(lambda: counted(asker.outcomes[-1:]) == [{"pi-01", "pi-02"}])
+    began = len(asker.outcomes)
+    shutil.copytree(paths[1].parent, parties.folder / "copy")
+    copy = parties.start("device", "run", "--config", parties.folder / "copy" / "device.toml")
+
+    # Each says so where it runs, and the gateway says which member it is.
+    hint = "; does another process use this key?"
+    for device in (original, copy):
+        reasons = lambda device=device: [its.get("reason", "") for its in device.events()]  # noqa: E731
+        eventually(lambda: any(hint in reason for reason in reasons()))  # noqa: B023 - called here
+    eventually(lambda: gateway.saw("restless", peer="pi-02"), within_s=60)
+
+    # Every round has its outcome, with the vote of the other one, and none has two of these.
+    assert {outcome.status for outcome in asker.outcomes[began:]} == {Status.ANSWERED}
+    assert all("pi-01" in its for its in counted(asker.outcomes[began:]))
+
+    # Without the copy, it is as it was.
+    copy.end()
+    eventually(lambda: counted(asker.outcomes[-20:]) == [{"pi-01", "pi-02"}])
+
+
 # Who learns what
 
 
@@ -307,11 +335,10 @@ def test_no_secret_is_told_to_the_operator_of_a_broker_or_to_any_log(tapped: Par
         image = tapped.folder / "image.json"
         image.write_text(json.dumps([[7] * 8] * 8))
         for more in ([], ["--json"]):
-            run("ask", "--config", tablet, "--input", image, *more)
-            run("roster", "list", "--revoked", "--invites", *owner, *more)
-            run("gateway", "rotate", "--signing-key", *owner, *more)
-        run("roster", "export", *owner)
-        run("gateway", "backup", tapped.folder / "acme.tar", *owner)
+            assert run("ask", "--config", tablet, "--input", image, *more).code == 0
+            assert run("roster", "list", "--revoked", "--invites", *owner, *more).code == 0
+        assert run("gateway", "rotate", "--signing-key", *owner).code == 0
+        assert run("gateway", "backup", tapped.folder / "acme.tar", *owner).code == 0
         told = asker.go_on()
 
         # What goes wrong is told without what it went wrong with.
