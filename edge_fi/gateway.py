@@ -376,7 +376,15 @@ class Gateway:
         if frames.parse_type(payload) is not Type.JOIN:
             raise ProtocolError("direction")
         verdict = self._admissions.receive(payload, now=now)
-        return [verdict] if isinstance(verdict, Admit) else [self._to_joiner(*verdict)]
+        if isinstance(verdict, Admit):
+            return [verdict]
+        invite, frame = verdict
+        answer = self._to_joiner(invite, frame)
+        if frame[0] != Type.REFUSED:
+            return [answer]
+        refusal = Refusal(frames.parse_joining(frame).message[0])
+        name = next(its.id for its in self._roster.invitations if its.number == invite)
+        return [Rejected(reason=refusal.name.lower(), peer=name), answer]
 
     def _to_joiner(self, invite: int, frame: bytes) -> Publish:
         return Publish(topics.joined(self.identity.federation, invite), frame)

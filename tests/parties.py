@@ -228,7 +228,7 @@ class Parties:
         invites = self.invite(*names, role=role)
         arguments: list[list[str | Path]] = []
         for name in names:
-            where = ["--file", invites / f"{name}.invite", "--out", self.folder / name]
+            where: list[str | Path] = ["--file", invites / f"{name}.invite", "--out", self.folder / name]
             arguments.append([role, "join", *where, *(model_options(name) if role == "device" else [])])
         return arguments
 

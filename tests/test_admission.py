@@ -523,6 +523,14 @@ def test_an_invite_that_is_gone_is_a_strangers_and_so_it_stays_when_its_number_c
     assert accepted(door, application_of(other, "pi-9"), now=STEP).index == 3
 
 
+def test_a_refusal_is_counted_in_the_name_of_the_invite() -> None:
+    """A stolen invite, tried after its holder used it, must leave a trace."""
+    door, its = open_door()
+    door.join(its)
+    effects = door.receive(application_of(its, "thief").join, now=STEP)
+    assert effects[0] == Rejected(reason="used", peer="pi-7") and len(published(effects)) == 1
+
+
 def test_invites_that_nobody_used_cost_the_gateway_no_keys() -> None:
     admissions = Admissions(gateway_identity(), Stream("dice"))
     invitations = tuple(
@@ -587,6 +595,7 @@ def test_a_refusal_of_a_later_version_is_none(reason: int) -> None:
         (b"\x31\x00\x00\x00\x00\x01" + bytes(48), "key"),
         (b"\x32\x00\x00\x00\x00\x01" + bytes(9), "mac"),
     ],
+    ids=lambda part: part if isinstance(part, str) else f"{part[:1].hex()} {len(part)}",
 )
 def test_a_joiner_drops_what_is_no_answer_and_opens_the_one_that_is(frame: bytes, reason: str) -> None:
     door, its = open_door()

@@ -15,6 +15,7 @@ from federation import Federation, constant
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from joining import JOIN
 from lives import born
 
 import edge_fi.claim
@@ -23,6 +24,7 @@ import edge_fi.crypto.seal
 import edge_fi.device
 import edge_fi.session
 from edge_fi.crypto import aead
+from edge_fi.crypto.keys import Entropy
 from edge_fi.effects import Publish
 from edge_fi.gateway import Gateway
 from edge_fi.messages import Fate, Form, Tensor
@@ -31,6 +33,7 @@ from edge_fi.session import Session
 from edge_fi.wire.frames import Type
 from firmware_sim.keeper import Keeper
 from firmware_sim.link import PERFECT, Link
+from firmware_sim.stream import Stream
 
 PLACES: dict[str, tuple[Any, str]] = {
     "claim": (edge_fi.claim, "seal"),
@@ -278,6 +281,12 @@ class Memberships(RuleBasedStateMachine):
         elsewhere = published[int(place * len(published))][0]
         self.world.fleet.publish(Publish(elsewhere if is_elsewhere else topic, payload))
 
+    @rule(share=SHARES)
+    def replay_a_join(self, share: float) -> None:
+        """What is answered anew by each run of the gateway, as far as it remembers nothing of it."""
+        joins = [payload for topic, payload in self.world.fleet.published if topic == JOIN]
+        self.world.fleet.publish(Publish(JOIN, joins[int(share * len(joins))]))
+
     @rule()
     def recover(self) -> None:
         """When all is well again, whoever applies is told, and whoever is a member is counted."""
@@ -379,6 +388,23 @@ def test_the_recorder_notices_a_gateway_that_begins_with_its_former_keys(
     federation.fleet.run(5)
     federation.ask(Tensor("uint8", (2,), b"cd"))
     assert len(recorder.twice) == 1
+
+
+@pytest.mark.parametrize("dice", [Stream("accepting"), lambda size: b"\1" * size], ids=["dice", "no dice"])
+def test_the_recorder_notices_two_runs_that_accept_one_join_under_one_ephemeral_key(
+    monkeypatch: pytest.MonkeyPatch, dice: Entropy
+) -> None:
+    recorder = Recorder().install(monkeypatch)
+    world = born(RoundPolicy(quorum=1))
+    (join, *_) = [payload for topic, payload in world.fleet.published if topic == JOIN]
+    for _ in range(2):
+        world.restart_gateway()
+        world.gateway._admissions._entropy = dice
+        world.fleet.run(2)
+        world.fleet.publish(Publish(JOIN, join))
+        world.fleet.run(1)
+        world.revoke(world.keeper.roster.members[-1])  # another version of the roster, in the next ACCEPT
+    assert len(recorder.twice) == (0 if isinstance(dice, Stream) else 1)
 
 
 def test_a_state_that_forgets_its_former_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

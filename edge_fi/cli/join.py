@@ -17,7 +17,7 @@ import click
 
 from edge_fi import config
 from edge_fi.adapters import keyfile
-from edge_fi.adapters.mqtt import Down, MqttLink
+from edge_fi.adapters.mqtt import Down, MqttLink, Up
 from edge_fi.adapters.tls import fetch_ca, make_context, pin_of
 from edge_fi.applicant import Applicant
 from edge_fi.cli.joinfiles import configure, refuse_another_member, write
@@ -31,7 +31,7 @@ from edge_fi.wire.invites import Invite
 from edge_fi.wire.payloads import Accept, Refusal
 
 LOOK_EVERY_S = 0.02
-REFUSED_FOR_S = 3.0  # by the broker, which may be reading its new files; then it is its last word
+REFUSED_FOR_S = 2.0  # by the broker, which may be reading its new files; then it is its last word
 
 _REFUSALS = {
     Refusal.USED: "this invite was used already: ask the gateway's owner for a new one",
@@ -205,39 +205,36 @@ def _apply(invite: Invite, identity: Identity, ca: Path | None, *, timeout_s: fl
         if isinstance(notice, Down):
             failure = notice.reason
             refused_s = min(refused_s, time.monotonic()) if failure.startswith("it refuses") else math.inf
+        elif isinstance(notice, Up):
+            refused_s = math.inf
 
-    def is_decided() -> bool:
-        return link.is_up or time.monotonic() > refused_s + REFUSED_FOR_S
+    def is_refused() -> bool:
+        return time.monotonic() > refused_s + REFUSED_FOR_S
 
     pump = Pump(applicant, link, watch=watch)
     pump.start()
     try:
-        pump.run_until(is_decided, timeout_s=timeout_s)
-        if not link.is_up and refused_s < math.inf:
-            raise JoinError(_unknown_at_broker(invite))
-        if not link.is_up:
+        pump.run_until(lambda: link.is_up or is_refused(), timeout_s=timeout_s)
+        if not link.is_up and refused_s == math.inf:
             raise TransportError(f"broker {invite.host}:{invite.port} cannot be reached: {failure}")
-        pump.run_until(lambda: applicant.is_over, timeout_s=timeout_s)
+        pump.run_until(lambda: applicant.is_over or is_refused(), timeout_s=timeout_s)
     finally:
         pump.close()
     if applicant.accepted is not None:
         return applicant.accepted
     if applicant.refused is not None:
         raise JoinError(_REFUSALS[applicant.refused])
+    if time.time() > invite.expires:
+        raise JoinError(_REFUSALS[Refusal.EXPIRED])
+    if refused_s < math.inf:  # a broker with accounts has one for each invite that is open, and says no more
+        raise JoinError(
+            f"broker {invite.host}:{invite.port} does not know this invite: it was withdrawn, as all open "
+            "ones are when a gateway is restored, or it has expired by the gateway's clock: ask the "
+            "gateway's owner for a new one"
+        )
     raise JoinError(
         f"no gateway of federation {invite.federation} answered this invite at {invite.host}:{invite.port}: "
         "is it running, and is the invite one of its own?"
-    )
-
-
-def _unknown_at_broker(invite: Invite) -> str:
-    """A broker with accounts has one for each invite that is open, and says no more than that it has none."""
-    if time.time() > invite.expires:
-        return _REFUSALS[Refusal.EXPIRED]
-    return (
-        f"broker {invite.host}:{invite.port} does not know this invite: it was withdrawn, as all open ones "
-        "are when a gateway is restored, or it has expired by the gateway's clock: ask the gateway's owner "
-        "for a new one"
     )
 
 
