@@ -34,6 +34,7 @@ from edge_fi.wire.payloads import Hello, Ready
 
 CHECK_EVERY_US = 1_000_000  # verifying a signature of an epoch that is not held: once a second
 PRESENCE_EVERY_US = 1_000_000  # correcting a wrong retained presence: no faster than this
+SHORT_LINK_US = 5_000_000  # a link that was up for less may have been taken over, and the session with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,9 @@ class Device:
         self._presence_topic = topics.presence(federation, identity.id)
         self._gateway_topic = topics.gateway_state(federation)
         self._is_connected = False
+        self._connected_us = 0
+        self._was_short = False
+        """Whether the link before was up for less than SHORT_LINK_US."""
         self._sessions = 0
         self._session: Session | None = None
         self._epoch: _Held | None = None
@@ -132,13 +136,20 @@ class Device:
     def connected(self, *, now: int) -> list[Effect]:
         """The link is up and every subscription is in place."""
         self._is_connected = True
+        self._connected_us = now
         self._joiner.connected(now=now)
         ready = [] if self._session is None else [self._ready(self._session)]
-        return [self._presence(), *ready, *self.tick(now=now)]
+        effects = [self._presence(), *ready, *self.tick(now=now)]
+        if self._was_short and ready:
+            # Whoever has a copy of our key took the link, and may have begun a session: ours would be dead,
+            # and nothing that is sealed for us would say so.
+            self._joiner.hint(now=now)
+        return effects
 
     def disconnected(self, *, now: int) -> list[Effect]:
         """The link is gone. The session stays: the gateway may never notice."""
         self._is_connected = False
+        self._was_short = now - self._connected_us < SHORT_LINK_US
         return []
 
     def tick(self, *, now: int) -> list[Effect]:

@@ -51,6 +51,7 @@ class Steward:
         self._heard: set[str] = set()
         self._troubles: dict[str, tuple[str, float]] = {}
         """The latest reason of each event, and when it may be told again."""
+        self._has_served = False
         self._is_broker_behind = False
         self._next_look_s = -math.inf
         self._next_count_s = time.monotonic() + COUNT_EVERY_S
@@ -89,6 +90,9 @@ class Steward:
     def look(self, pump: Pump) -> float:
         """Give the machine what changed. Seconds until the next look."""
         now = time.monotonic()
+        if self._machine.is_open and not self._has_served:
+            self._has_served = True
+            self._log.event("serving")  # no other run of this gateway has answered its claim
         if now >= self._next_count_s:
             self._count()
         if now >= self._next_look_s:

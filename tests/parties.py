@@ -155,8 +155,9 @@ class Parties:
 
     def configure_broker(self) -> None:
         """Write its files, for loopback alone."""
-        environment = {"EDGE_FI_BROKER__PORT": str(self.broker_port)}
-        self.ask_for("broker", "config", self.kind, "--listen", HOST, **environment)
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("EDGE_FI_BROKER__PORT", str(self.broker_port))
+            self.ask_for("broker", "config", self.kind, "--listen", HOST)
 
     def start_broker(self) -> None:
         """Return when it takes the gateway."""
@@ -187,9 +188,11 @@ class Parties:
 
     # Verbs
 
-    def ask_for(self, *arguments: str | Path, **environment: str) -> dict[str, Any]:
-        """What a verb of the gateway's owner prints for programs."""
-        return done(*arguments, "--config", self.config, "--json", **environment).fields
+    def ask_for(self, *arguments: str | Path) -> dict[str, Any]:
+        """What a verb of the gateway's owner prints for programs. In this process."""
+        ended = main_here(*arguments, "--config", self.config, "--json")
+        assert ended.code == 0, ended
+        return ended.fields
 
     def start(self, *arguments: str | Path, **how: Any) -> Process:
         """A verb that runs until it is told to stop."""
@@ -200,7 +203,7 @@ class Parties:
     def start_gateway(self, home: Path | None = None) -> Process:
         """Return when it serves."""
         gateway = self.start("gateway", "run", "--config", (home or self.home) / "gateway.toml")
-        eventually(lambda: gateway.saw("connected"))
+        eventually(lambda: gateway.saw("serving"))
         return gateway
 
     def invite(self, *names: str, role: str = "device", options: tuple[str, ...] = ()) -> Path:
@@ -208,7 +211,7 @@ class Parties:
         folder = self.folder / "invites"
         folder.mkdir(exist_ok=True)
         where = ("--file", folder, "--config", self.config)
-        here("gateway", "invite", *names, "--role", role, *where, *options)
+        main_here("gateway", "invite", *names, "--role", role, *where, *options)
         return folder
 
     def join(self, *names: str, role: str = "device") -> list[Path]:

@@ -19,7 +19,7 @@ from federation import (
 )
 
 from edge_fi.crypto.keys import SigningKey
-from edge_fi.device import Device, Labelling, spread
+from edge_fi.device import SHORT_LINK_US, Device, Labelling, spread
 from edge_fi.effects import Infer, Joined, Publish, Rejected, Ticket
 from edge_fi.messages import VOTE_FORMS, Array, Form, Tensor
 from edge_fi.replay import WINDOW
@@ -129,11 +129,23 @@ def test_a_repeated_welcome_is_answered_by_another_ready() -> None:
 
 def test_a_device_that_reconnects_with_a_session_says_ready_and_no_hello() -> None:
     device, _ = joined()
-    device.disconnected(now=1)
-    presence, ready = device.connected(now=2)
+    device.disconnected(now=SHORT_LINK_US)
+    presence, ready = device.connected(now=SHORT_LINK_US + 1)
     assert presence == READY
     assert isinstance(ready, Publish) and ready.payload[0] == 0x12
     assert device.next_deadline() == SESSION_US
+
+
+def test_after_a_link_of_moments_a_device_doubts_its_session() -> None:
+    """A copy of its key took the link and began a session: what comes under ours is dropped."""
+    device, _ = joined()
+    device.disconnected(now=SHORT_LINK_US - 1)
+    _, ready = device.connected(now=SHORT_LINK_US)
+    assert isinstance(ready, Publish) and ready.payload[0] == 0x12
+    due = device.next_deadline()
+    assert due is not None and SHORT_LINK_US <= due <= SHORT_LINK_US + SECOND
+    (hello,) = device.tick(now=due)
+    assert isinstance(hello, Publish) and hello.payload[0] == 0x10
 
 
 def test_a_device_that_reconnects_with_a_session_leaves_a_rejoin_that_waits_as_it_is() -> None:

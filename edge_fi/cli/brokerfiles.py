@@ -95,7 +95,10 @@ def make(
 
     how: `kind`, and the further arguments of broker.production.write.
     """
+    from broker import files
+
     folder = path.parent / settings.broker_files
+    files.make_folder(folder)
     with _locked(folder):
         changed = _write(path, settings, identity, read(), how)
         _write_note(folder, how)
