@@ -33,3 +33,11 @@ def test_the_task_of_the_examples_is_the_demos() -> None:
 def test_each_benchmark_stands_on_the_page_with_its_command(name: str) -> None:
     assert (ROOT / "benchmarks" / f"{name}.py").exists()
     assert f"python benchmarks/{name}.py" in (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_names_is_there(page: Path) -> None:
+    named = re.findall(r"(tests/[\w/]+\.py)(?: -k (\w+))?", page.read_text(encoding="utf-8"))
+    for path, word in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert re.search(rf"def test_\w*{word}", source) or not word, f"{path} -k {word} selects nothing"

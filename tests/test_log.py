@@ -5,9 +5,9 @@ import json
 import math
 
 from edge_fi.adapters.mqtt import Down, Up
-from edge_fi.effects import Deliver, Joined, Noticed, Rejected
+from edge_fi.effects import Admit, Adopt, Deliver, Joined, Noticed, Rejected, Restless
 from edge_fi.log import Log
-from edge_fi.messages import Fate, Form, Outcome, Status
+from edge_fi.messages import Fate, Form, Member, Outcome, Status
 
 
 class Written:
@@ -127,6 +127,19 @@ def test_the_link_and_who_joins_are_written() -> None:
         {"event": "disconnected", "reason": "gone"},
         {"event": "broker_unreachable", "reason": "refused"},
         {"event": "joined", "peer": "pi-01", "forms": [Form.LABEL.title]},
+    ]
+
+
+def test_who_is_admitted_and_what_was_recovered_are_written_without_keys() -> None:
+    written = Written()
+    member = Member(id="pi-07", index=7, role="device", public=b"\xab" * 32)
+    for notice in (Admit(3, member), Adopt(9, 12, frozenset({4, 5})), Restless("pi-07")):
+        written.log.watch(notice)
+    hint = "session after session: does another device hold a copy of its key?"
+    assert written.events() == [
+        {"event": "admitted", "peer": "pi-07", "role": "device", "invite": 3},
+        {"event": "roster_recovered", "version": 9, "revoked": 2},
+        {"event": "restless", "peer": "pi-07", "hint": hint},
     ]
 
 

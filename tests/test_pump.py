@@ -17,10 +17,13 @@ from broker.embedded import EmbeddedBroker, available
 from edge_fi.adapters.mqtt import MqttLink, Received
 from edge_fi.cli.run import gateway
 from edge_fi.demo.members import ASSETS
-from edge_fi.effects import Effect, Infer, Publish, Ticket
-from edge_fi.errors import ConfigError, TransportError
-from edge_fi.messages import Array, Tensor
+from edge_fi.effects import Admit, Adopt, Effect, Halt, Infer, Joined, Publish, Ticket
+from edge_fi.errors import AlreadyRunningError, ConfigError, TransportError
+from edge_fi.messages import Array, Member, Tensor
 from edge_fi.pump import WAITING_QUERIES, Pump
+from edge_fi.roster import Roster
+from edge_fi.wire.payloads import Refusal
+from firmware_sim.keeper import Keeper
 
 TENSOR = Tensor("uint8", (1,), b"\0")
 
@@ -153,6 +156,81 @@ def test_before_each_turn_of_run_its_caller_is_asked_how_long_it_may_wait() -> N
     bench.pump.run(before_turn)
     assert len(asked) == 3
     assert time.monotonic() - began < 5
+
+
+# What survives a gateway
+
+
+class Admitting(Asked):
+    """A machine with a roster, which remembers in what order things were said to it and published."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.happened: list[object] = []
+
+    def update(self, roster: Roster, *, now: int) -> list[Effect]:
+        self.happened.append(("update", roster.version))
+        return []
+
+    def admitted(self, admit: Admit, roster: Roster, *, now: int) -> list[Effect]:
+        self.happened.append(("admitted", admit.member.id, roster.version))
+        return [Joined("told")]
+
+    def not_admitted(self, admit: Admit, refusal: Refusal, *, now: int) -> list[Effect]:
+        self.happened.append(("not admitted", admit.member.id, refusal.name))
+        return [Joined("told why")]
+
+
+class AdmittingBench:
+    """A pump around it, with a keeper that remembers."""
+
+    def __init__(self) -> None:
+        self.machine, self.keeper = Admitting(), Keeper()
+        self.link = MqttLink("x", host="127.0.0.1", port=1, subscriptions=["t"])
+        self.pump = Pump(self.machine, self.link, keeper=self.keeper, watch=self.machine.happened.append)
+        self.invite = self.keeper.invite("pi-07", token=bytes(16))
+
+    def admit(self) -> Admit:
+        member = Member(id="pi-07", index=1, role="device", public=b"p" * 32)
+        return Admit(self.invite.number, member)
+
+
+def test_a_member_is_written_down_then_noted_then_told() -> None:
+    bench = AdmittingBench()
+    admit = bench.admit()
+    bench.pump.perform([admit, Joined("after")])
+    assert [member.id for member in bench.keeper.roster.members] == ["pi-07"]
+    assert bench.machine.happened == [admit, ("admitted", "pi-07", 1), Joined("told"), Joined("after")]
+
+
+def test_a_member_that_is_not_written_down_is_told_why_and_not_noted() -> None:
+    bench = AdmittingBench()
+    bench.keeper.is_full = True
+    bench.pump.perform([bench.admit()])
+    assert bench.machine.happened == [("not admitted", "pi-07", "BUSY"), Joined("told why")]
+    assert bench.keeper.roster.members == ()
+
+
+def test_what_a_former_run_knew_is_written_down_and_then_given_to_the_machine() -> None:
+    bench = AdmittingBench()
+    adopt = Adopt(version=7, highest=9, revoked=frozenset({4}))
+    bench.pump.perform([adopt])
+    assert bench.machine.happened == [adopt, ("update", 8)]
+    assert (bench.keeper.roster.highest, bench.keeper.roster.revoked) == (9, adopt.revoked)
+
+
+def test_a_machine_that_must_not_go_on_ends_the_process_before_anything_else_is_done() -> None:
+    bench = AdmittingBench()
+    with pytest.raises(AlreadyRunningError, match="stop it first"):
+        bench.pump.perform([Halt("another process runs as this gateway: stop it first"), bench.admit()])
+    assert bench.machine.happened == [] and bench.keeper.roster.members == ()
+
+
+def test_without_a_keeper_nobody_is_admitted() -> None:
+    bench = AdmittingBench()
+    pump = Pump(bench.machine, bench.link, watch=bench.machine.happened.append)
+    pump.perform([bench.admit(), Adopt(version=7, highest=9, revoked=frozenset())])
+    assert bench.machine.happened == []
 
 
 # What `edge-fi gateway run --start-broker` refuses, and how it ends

@@ -129,7 +129,8 @@ def _all_or_nothing() -> Iterator[list[Path]]:
         yield made
     except BaseException as error:
         for path in made:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         if isinstance(error, OSError):
             where = os.path.normpath(error.filename) if error.filename else "the gateway's folder"
             raise ConfigError(f"cannot write {where}: {error.strerror}") from None

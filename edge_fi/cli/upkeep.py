@@ -230,7 +230,8 @@ def _put_back(folder: Path, names: list[str], out: Path) -> Iterator[list[str]]:
         yield made
     except BaseException as error:
         for name in made:
-            (out / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (out / name).unlink()
         if isinstance(error, OSError):
             raise ConfigError(f"cannot write into {out}: {error.strerror}") from None
         raise

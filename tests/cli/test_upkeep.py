@@ -88,13 +88,13 @@ def test_a_backup_holds_what_a_gateway_is_and_is_for_its_owner_alone(home: Path)
         (
             'key = "gateway.key"',
             'key = "../gateway.key"',
-            "key is ../gateway.key, and a backup takes gateway.key",
+            "key is ../gateway.key, and a backup takes",
         ),
         ('"tasks/digits.toml"', '"../digits.toml"', "a task is ../digits.toml, and a backup takes tasks/"),
         (
             '# broker_files = "broker"',
             'broker_files = "../mine"',
-            "broker_files is ../mine, and a backup takes",
+            "broker_files is ../mine, and a",
         ),
     ],
 )
@@ -182,7 +182,7 @@ def archive(path: Path, *entries: tuple[str, bytes]) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["../gateway.key", "/tmp/edge-fi-test/gateway.key", "x/gateway.key", "tasks/../../x.toml", "tasks/x/y.toml",
+    ["../gateway.key", "/tmp/fi-test/gateway.key", "x/gateway.key", "tasks/../../x.toml", "tasks/x/y.toml",
      "a/tasks/x.toml", "broker/server.key", "gateway.key/x", "tasks/", "tasks/x", "state.db-wal", ""],
 )  # fmt: skip
 def test_a_name_that_no_backup_has_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
@@ -190,7 +190,7 @@ def test_a_name_that_no_backup_has_is_refused_before_anything_is_written(tmp_pat
     made = archive(tmp_path / "x.tar", (name, b"planted"))
     ended = main_here("gateway", "restore", made, "--out", tmp_path / "out")
     assert ended.code == ConfigError.exit_code and "is no backup of a gateway: it holds" in ended.err
-    assert not (tmp_path / "out").exists() and not Path("/tmp/edge-fi-test").exists()
+    assert not (tmp_path / "out").exists() and not Path("/tmp/fi-test").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
 

@@ -5,52 +5,22 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
-from live import eventually, make_state, need
+from live import EDGE_FI, Process, descendants, eventually, free_port, make_state, need
+from onnx import TensorProto, helper, numpy_helper
 
 from broker.embedded import EmbeddedBroker, available
 from edge_fi.demo.members import ASSETS, members
 
 ROOT = Path(__file__).parents[2]
-EDGE_FI = [sys.executable, "-m", "edge_fi"]
-
-
-class Process:
-    """A verb that runs until it is told to stop; its log is read line by line."""
-
-    def __init__(self, *arguments: str | Path, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [*EDGE_FI, *map(str, arguments), "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-        )
-        assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self._said = b""
-
-    def events(self) -> list[dict[str, object]]:
-        assert self.process.stdout is not None
-        self._said += self.process.stdout.read() or b""
-        return [json.loads(line) for line in self._said.decode().splitlines() if line.endswith("}")]
-
-    def saw(self, name: str, **fields: object) -> bool:
-        return any(event["event"] == name and fields.items() <= event.items() for event in self.events())
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        code = self.process.wait(20)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
 
 
 class Site:
@@ -222,9 +192,9 @@ def test_an_ended_demo_leaves_no_process_and_no_key(tmp_path: Path, number: int)
     with (tmp_path / "said").open("wb") as said:
         demo = subprocess.Popen([*EDGE_FI, "demo"], cwd=tmp_path, env=environment, stdout=said, stderr=said)
     with demo:
-        eventually(lambda: b" 5/5 " in (tmp_path / "said").read_bytes() or len(_descendants(demo.pid)) >= 7)
+        eventually(lambda: b" 5/5 " in (tmp_path / "said").read_bytes() or len(descendants(demo.pid)) >= 7)
         eventually(lambda: bool(list(tmp_path.glob("edge-fi-demo-*/pi-05.log"))) and not _keys(tmp_path))
-        family = _descendants(demo.pid)
+        family = descendants(demo.pid)
         demo.send_signal(number)
         demo.wait()
         eventually(
@@ -248,35 +218,104 @@ def test_a_demo_whose_devices_die_ends_with_a_word(tmp_path: Path) -> None:
         assert demo.wait() == 6
 
 
-def test_the_readme_runs_as_printed(tmp_path: Path) -> None:
-    """The block under 'Run your own', with the shell, in a copy of what it needs."""
-    text = (ROOT / "README.md").read_text()
-    block = re.search(r"## Run your own.*?```sh\n(.*?)```", text, re.DOTALL)
-    assert block is not None
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    # Copies, since keys/ must be beside the real folder of the files that name it.
-    (tmp_path / "edge_fi").symlink_to(ROOT / "edge_fi")
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "tasks").symlink_to(ROOT / "configs" / "tasks")
-    for path in (ROOT / "configs").glob("*.toml"):
-        (tmp_path / "configs" / path.name).write_text(path.read_text())
-    # The block activates `.venv`; nothing else may bring edge-fi onto the path.
-    (tmp_path / ".venv").symlink_to(Path(sys.executable).parent.parent)
-    script = "set -e\n" + block[1] + "kill %1 %2\nwait || true\n"
-    environment = {
-        "HOME": str(tmp_path),
-        "EDGE_FI_BROKER__PORT": str(port),
-        "PATH": "/usr/sbin:/usr/bin:/bin",
-    }
-    done = subprocess.run(
-        ["bash", "-m", "-c", script], cwd=tmp_path, env=environment,
-        capture_output=True, text=True, timeout=90, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    printed = re.search(r"```\n(\d .*?)```", text, re.DOTALL)
+README = (ROOT / "README.md").read_text()
+
+
+def shell_blocks(heading: str) -> list[str]:
+    """What the README prints for a shell under this heading."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+
+
+class Reader:
+    """Somebody who has cloned the repository, and does what the README says."""
+
+    def __init__(self, folder: Path, *, has_activated: bool) -> None:
+        """has_activated: `.venv`; else nothing but the block may bring edge-fi onto the path."""
+        self.folder = folder
+        installed = f"{Path(sys.executable).parent}:" if has_activated else ""
+        self._environment = {
+            "HOME": str(folder),
+            "EDGE_FI_BROKER__PORT": str(free_port()),
+            "PATH": f"{installed}/usr/sbin:/usr/bin:/bin",
+        }
+        (folder / "configs").mkdir()
+        (folder / "configs" / "tasks").symlink_to(ROOT / "configs" / "tasks")
+        (folder / "edge_fi").symlink_to(ROOT / "edge_fi")
+        (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
+
+    def run(self, script: str, *, within_s: float) -> str:
+        """What the script prints. Whatever it has started ends with it."""
+        tidy = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
+        with subprocess.Popen(
+            ["bash", "-m", "-c", f"set -e\n{tidy}{script}"],
+            cwd=self.folder, env=self._environment, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as shell:  # fmt: skip
+            try:
+                out, err = shell.communicate(timeout=within_s)
+            except subprocess.TimeoutExpired:
+                for pid in [*descendants(shell.pid), shell.pid]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                out, err = shell.communicate()
+                pytest.fail(f"it did not end in time: {out}{err}")
+        assert shell.returncode == 0, out + err
+        return out
+
+
+def test_what_the_readme_prints_to_run_ones_own_runs(tmp_path: Path) -> None:
+    need("mosquitto")
+    (block,) = shell_blocks("Run your own")
+    out = Reader(tmp_path, has_activated=False).run(block, within_s=60)
+    printed = re.search(r"```\n(\d .*?)```", README, re.DOTALL)
     assert printed is not None
-    assert _without_times(printed[1]) in _without_times(done.stdout)
+    assert _without_times(printed[1]) in _without_times(out)
+
+
+def test_what_the_readme_prints_for_several_parties_runs(tmp_path: Path) -> None:
+    """On the gateway's machine as printed; then on each device, in a folder with its invite and its model."""
+    need("mosquitto")
+    on_the_gateways, on_each_device = shell_blocks("Between parties")
+    assert len(on_the_gateways.splitlines()) == 5 and len(on_each_device.splitlines()) == 1
+    script = on_the_gateways
+    for number in (1, 2, 3):
+        name = f"pi-0{number}"
+        machine = tmp_path / f"machine-{number}"
+        machine.mkdir()
+        save_model(machine / "model.onnx", number)
+        command = on_each_device.strip().replace("pi-01", name)
+        script += f"(cd {machine.name}; cp ../invites/{name}.invite .; exec {command}) &\n"
+    script += (
+        "edge-fi gateway invite laptop --role client --config acme/gateway.toml | "
+        "edge-fi client join --out laptop\n"
+        "python -m edge_fi.demo.image 4 > image.json\n"
+        "until edge-fi ask --config laptop/client.toml --input image.json | grep '3 of 3'; do :; done\n"
+        "edge-fi roster list --config acme/gateway.toml --json\n"
+    )
+    out = Reader(tmp_path, has_activated=True).run(script, within_s=60)
+    assert "3 of 3 devices counted" in out
+    listed = json.loads(out.splitlines()[-1])
+    assert sorted(member["id"] for member in listed["members"]) == ["laptop", "pi-01", "pi-02", "pi-03"]
+
+
+def save_model(path: Path, seed: int) -> None:
+    """A model of somebody's own, that knows every label of the demo's task."""
+    weights = np.random.default_rng(seed).normal(size=(64, 10)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["f"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["batch", 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
 
 
 def _keys(folder: Path) -> list[Path]:
@@ -285,7 +324,7 @@ def _keys(folder: Path) -> list[Path]:
 
 def _running(parent: int, argument: bytes) -> list[int]:
     """Processes below this one with this in an argument."""
-    return [pid for pid in _descendants(parent) if argument in _command(pid)]
+    return [pid for pid in descendants(parent) if argument in _command(pid)]
 
 
 def _command(pid: int) -> bytes:
@@ -304,12 +343,3 @@ def _is_zombie(pid: int) -> bool:
         return ") Z " in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return True
-
-
-def _descendants(pid: int) -> set[int]:
-    found: set[int] = set()
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-            for child in map(int, children.read_text().split()):
-                found |= {child} | _descendants(child)
-    return found
