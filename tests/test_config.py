@@ -6,7 +6,7 @@ import pytest
 
 from edge_fi import config
 from edge_fi.errors import ConfigError
-from edge_fi.messages import VOTE_FORMS, Form
+from edge_fi.messages import ROLES, VOTE_FORMS, Form
 from edge_fi.round import RoundPolicy
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -50,6 +50,7 @@ def test_the_shipped_files_load_and_state_the_defaults() -> None:
         (DEVICE + "[broker]\nport = '1883'", "broker.port: input should be a valid integer"),
         (DEVICE + "[broker]\nmqtt = '4'", "broker.mqtt: input should be '3.1.1' or '5'"),
         (DEVICE + "[broker]\npassword_file = 'p'", "broker: password_file needs a username beside it"),
+        (DEVICE + "[broker]\nca = 'ca.pem'", "broker: ca needs tls = true beside it"),
         ("answer_forms = ['probs-5']\n" + DEVICE, "answer_forms: 'probs-5' is none of label, probs-2"),
         (DEVICE + "scores = 'odds'", "model.scores: input should be 'logits' or 'probabilities'"),
         ("key = ", "is not TOML"),
@@ -114,6 +115,14 @@ def test_a_text_from_the_environment_is_taken_as_it_stands(
 ) -> None:
     broker = config.load(write(tmp_path, DEVICE), config.DeviceConfig, {name: value}).broker
     assert broker.model_dump()[name.rsplit("__", 1)[1].lower()] == loaded
+
+
+def test_each_role_that_joins_has_a_configuration_and_knows_its_own_keys_alone(tmp_path: Path) -> None:
+    assert set(config.MEMBERS) == set(ROLES)
+    helper = config.load(write(tmp_path, "key = 'h'"), config.HelperConfig, {"EDGE_FI_TASK": "t.toml"})
+    assert (helper.key, helper.broker) == ("h", config.Broker())
+    with pytest.raises(ConfigError, match="unknown key task; known are key, broker"):
+        config.load(write(tmp_path, "key = 'h'\ntask = 't'"), config.HelperConfig, {})
 
 
 def test_one_environment_serves_every_role(tmp_path: Path) -> None:
