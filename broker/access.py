@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from edge_fi.wire import topics
 
-GATEWAY = "gateway"  # no member's id: it is reserved
 SHORTEST_PASSWORD = 22  # characters: 16 random bytes in base64, the least that needs no slow hash
 LONGEST_PASSWORD = 72  # characters: bcrypt reads no further
 
@@ -57,7 +56,7 @@ def gateway(federation: str, password: str) -> User:
         topics.gateway_claim(federation),
     )
     return User(
-        GATEWAY,
+        topics.GATEWAY_USER,
         password,
         write=(
             topics.query(federation, "+"),
@@ -117,13 +116,8 @@ def helper(federation: str, member: str, password: str) -> User:
 def joiner(federation: str, number: int, password: str) -> User:
     """Whoever holds the invite of this number, until it is used, withdrawn or expired."""
     return User(
-        joiner_name(number),
+        topics.joiner_user(number),
         password,
         write=(topics.join(federation),),
         read=(topics.joined(federation, number),),
     )
-
-
-def joiner_name(number: int) -> str:
-    """Its MQTT user. The underscore keeps it from being any member's id."""
-    return f"join_{number}"

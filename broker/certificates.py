@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from pathlib import Path
 
 from cryptography import x509
@@ -24,7 +23,6 @@ from edge_fi.errors import KeyFileError
 AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca.key"
 SERVER, SERVER_KEY = "server.pem", "server.key"
 
-PIN_BYTES = 16  # what an invite has room for, and more than anybody can find a second certificate to
 AUTHORITY_VALID = timedelta(days=3652)  # ten years: members hold its pin, and there is no way to send another
 SERVER_VALID = timedelta(days=397)  # the most that browsers and phones accept
 BACKDATED = timedelta(days=1)  # clocks differ, and those without a battery wake up some time ago
@@ -79,18 +77,6 @@ def renew(folder: Path, names: Sequence[str] | None = None) -> list[Path]:
         )
     alternatives = _names_of(folder / SERVER) if names is None else _alternatives(names)
     return _issue(folder, authority, key, alternatives)
-
-
-def ca_pin(certificate: bytes) -> bytes:
-    """16 bytes by which a member knows an authority: a BLAKE2b of its certificate's DER.
-
-    certificate: DER, or PEM whose first certificate is the authority's. Raises ValueError for anything else.
-    """
-    if b"-----BEGIN" in certificate:
-        certificate = x509.load_pem_x509_certificate(certificate).public_bytes(serialization.Encoding.DER)
-    else:
-        x509.load_der_x509_certificate(certificate)
-    return blake2b(certificate, digest_size=PIN_BYTES, person=b"fi1 ca pin").digest()
 
 
 def expires(path: Path) -> datetime:

@@ -10,7 +10,7 @@ and while it runs, TCP is the inbox. A bug in a machine ends the process.
 import select
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from edge_fi.adapters.mqtt import READ_AT_ONCE, Down, MqttLink, Received, Up
 from edge_fi.effects import (
@@ -30,8 +30,7 @@ from edge_fi.effects import (
 )
 from edge_fi.errors import AlreadyRunningError
 from edge_fi.messages import Array, Tensor
-from edge_fi.roster import NotAdmittedError, Roster
-from edge_fi.wire.payloads import Refusal
+from edge_fi.roster import AdmittingMachine, Keeper, NotAdmittedError
 
 LONGEST_WAIT_S = 60.0  # a bound for a clock that errs; link, machine and signals end a wait sooner
 BATCH_S = 1.0  # of inference in one turn, unless a single query takes longer
@@ -46,30 +45,6 @@ class Infers(Protocol):
 
     def infer(self, tensors: Sequence[Tensor]) -> list[Array | None]:
         """Logits of each tensor, or None where the model failed on it."""
-
-
-class Keeper(Protocol):
-    """What survives a gateway, as the pump needs it. Durable when a method returns."""
-
-    def admit(self, admit: Admit) -> Roster:
-        """The roster with the new member. Raises NotAdmittedError, and then nothing was written."""
-
-    def adopt(self, adopt: Adopt) -> Roster:
-        """The roster after the word of a former run."""
-
-
-@runtime_checkable
-class AdmittingMachine(Protocol):
-    """What a pump drives that has a roster."""
-
-    def update(self, roster: Roster, *, now: int) -> list[Effect]:
-        """The roster is this now."""
-
-    def admitted(self, admit: Admit, roster: Roster, *, now: int) -> list[Effect]:
-        """The member is written down, and this is the roster with it."""
-
-    def not_admitted(self, admit: Admit, refusal: Refusal, *, now: int) -> list[Effect]:
-        """Nothing was written."""
 
 
 def monotonic_us() -> int:

@@ -5,7 +5,9 @@ here: how it is stored, and what time it is: whether an invitation has expired i
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
+from edge_fi.effects import Admit, Adopt, Effect
 from edge_fi.errors import EdgeFiError
 from edge_fi.messages import MAX_INDEX, Member
 from edge_fi.wire.payloads import Refusal
@@ -70,3 +72,27 @@ class Roster:
     def next_index(self) -> int | None:
         """For the next member; None where all are given."""
         return self.highest + 1 if self.highest < MAX_INDEX else None
+
+
+class Keeper(Protocol):
+    """What survives a gateway, as whoever drives it needs it. Durable when a method returns."""
+
+    def admit(self, admit: Admit) -> Roster:
+        """The roster with the new member. Raises NotAdmittedError, and then nothing was written."""
+
+    def adopt(self, adopt: Adopt) -> Roster:
+        """The roster after the word of a former run."""
+
+
+@runtime_checkable
+class AdmittingMachine(Protocol):
+    """A machine that has a roster, as whoever drives it needs it."""
+
+    def update(self, roster: Roster, *, now: int) -> list[Effect]:
+        """The roster is this now."""
+
+    def admitted(self, admit: Admit, roster: Roster, *, now: int) -> list[Effect]:
+        """The member is written down, and this is the roster with it."""
+
+    def not_admitted(self, admit: Admit, refusal: Refusal, *, now: int) -> list[Effect]:
+        """Nothing was written."""

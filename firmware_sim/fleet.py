@@ -7,7 +7,6 @@ QoS 1 is taken as a promise between broker and node, so such messages are never 
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
 
 from edge_fi.effects import (
     Admit,
@@ -22,24 +21,14 @@ from edge_fi.effects import (
     Rejected,
     Ticket,
 )
-from edge_fi.gateway import Gateway
 from edge_fi.messages import Array, Outcome, Tensor
-from edge_fi.roster import NotAdmittedError, Roster
+from edge_fi.roster import AdmittingMachine, Keeper, NotAdmittedError
+from edge_fi.wire.topics import matches
 from firmware_sim.clock import Clock
 from firmware_sim.link import PERFECT, Link
 from firmware_sim.stream import Stream
 
 Model = Callable[[Tensor], Array | None]
-
-
-class Keeper(Protocol):
-    """What survives a gateway, as in production: `firmware_sim.keeper` has one in memory."""
-
-    def admit(self, admit: Admit) -> Roster:
-        """The roster with the new member. Raises NotAdmittedError, and then nothing was written."""
-
-    def adopt(self, adopt: Adopt) -> Roster:
-        """The roster after the word of a former run."""
 
 
 class Node:
@@ -156,7 +145,7 @@ class Fleet:
 
     def _admit(self, node: Node, admit: Admit) -> None:
         machine, now = node.machine, self.clock.now
-        if node.keeper is None or not isinstance(machine, Gateway):
+        if node.keeper is None or not isinstance(machine, AdmittingMachine):
             return
         try:
             roster = node.keeper.admit(admit)
@@ -167,7 +156,7 @@ class Fleet:
 
     def _adopt(self, node: Node, adopt: Adopt) -> None:
         machine = node.machine
-        if node.keeper is not None and isinstance(machine, Gateway):
+        if node.keeper is not None and isinstance(machine, AdmittingMachine):
             roster = node.keeper.adopt(adopt)
             self.perform(node, machine.update(roster, now=self.clock.now))
 
@@ -210,11 +199,3 @@ class Fleet:
 
         for delay in [node.link.delay_us] if reliable else node.link.delays(self._stream):
             self.clock.at(self.clock.now + delay, arrive)
-
-
-def matches(topic_filter: str, topic: str) -> bool:
-    """MQTT 3.1.1 section 4.7, without `#`: no machine subscribes to it."""
-    wanted, levels = topic_filter.split("/"), topic.split("/")
-    return len(wanted) == len(levels) and all(
-        one in ("+", other) for one, other in zip(wanted, levels, strict=True)
-    )

@@ -17,8 +17,9 @@ from edge_fi.round import RoundPolicy
 from edge_fi.session import SESSION_US
 from edge_fi.voting.strategy import STRATEGIES
 from edge_fi.wire.frames import parse_query
+from edge_fi.wire.topics import matches
 from firmware_sim.clock import Clock
-from firmware_sim.fleet import Fleet, Model, matches
+from firmware_sim.fleet import Fleet, Model
 from firmware_sim.link import PERFECT, Link
 from firmware_sim.stream import Stream
 

@@ -91,10 +91,9 @@ TOP_FLOOR = ("edge_fi.cli", "edge_fi.demo")
 """Packages whose modules all stand on floor 4, also those not named above."""
 
 SIBLINGS = {
-    "edge_fi.messages": ("edge_fi.errors",),
-    "edge_fi.effects": ("edge_fi.errors", "edge_fi.messages"),
+    "edge_fi.effects": ("edge_fi.messages",),
     "edge_fi.wire": ("edge_fi.errors", "edge_fi.messages", "edge_fi.wire"),
-    "edge_fi.crypto": ("edge_fi.errors", "edge_fi.messages", "edge_fi.crypto"),
+    "edge_fi.crypto": ("edge_fi.errors", "edge_fi.crypto"),
     "edge_fi.admission": ("edge_fi.roster", "edge_fi.session"),
     "edge_fi.claim": ("edge_fi.roster",),
     "edge_fi.epoch": ("edge_fi.round", "edge_fi.session"),

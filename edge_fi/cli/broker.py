@@ -8,23 +8,12 @@ from typing import Any
 import click
 
 from edge_fi import config
-from edge_fi.adapters import keyfile
-from edge_fi.adapters.state import State
 from edge_fi.cli import brokercheck, brokerfiles
+from edge_fi.cli.owner import config_option, json_option, opened
 from edge_fi.errors import ConfigError
 
 KINDS = ("mosquitto", "nats")
 FAILED = 10  # `broker check` found what should not be
-
-_config_option = click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Path("gateway.toml"),
-    show_default=True,
-    help="The gateway's configuration file.",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group()
@@ -34,7 +23,7 @@ def broker() -> None:
 
 @broker.command("config")
 @click.argument("kind", type=click.Choice(KINDS))
-@_config_option
+@config_option
 @click.option(
     "--host", "hosts", multiple=True, help="A further name or address of the broker, for its certificate."
 )
@@ -45,7 +34,7 @@ def broker() -> None:
 @click.option(
     "--key", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The key to it, in PEM."
 )
-@_json_option
+@json_option
 def make(
     kind: str,
     path: Path,
@@ -77,19 +66,18 @@ def make(
         )
     if (certificate is None) != (key is None):
         raise click.UsageError("--certificate and --key go together")
-    identity = keyfile.read_gateway(path.parent / settings.key)
     folder = path.parent / settings.broker_files
     how: dict[str, Any] = {"kind": kind, "port": settings.broker.port, "address": listen}
-    if certificate is not None and key is not None:
-        how |= {"certificate": str(certificate.resolve()), "key": str(key.resolve())}
-    else:
-        names = list(dict.fromkeys([settings.broker.host, *hosts, "localhost", "127.0.0.1"]))
-        if (folder / certificates.AUTHORITY).exists():
-            certificates.renew(folder, names)
+    with opened(path) as gateway:
+        if certificate is not None and key is not None:
+            how |= {"certificate": str(certificate.resolve()), "key": str(key.resolve())}
         else:
-            certificates.make(folder, identity.federation, names)
-    with State.open(path.parent / settings.state, identity.federation, identity.static.public) as state:
-        changed = brokerfiles.make(path, settings, identity, state.roster, how)
+            names = list(dict.fromkeys([settings.broker.host, *hosts, "localhost", "127.0.0.1"]))
+            if (folder / certificates.AUTHORITY).exists():
+                certificates.renew(folder, names)
+            else:
+                certificates.make(folder, gateway.identity.federation, names)
+        changed = brokerfiles.make(path, settings, gateway.identity, gateway.state.roster, how)
     is_running = production.reload(folder, kind)
     command = shlex.join(production.command(folder, kind))
     if as_json:
@@ -103,8 +91,8 @@ def make(
 
 
 @broker.command("renew")
-@_config_option
-@_json_option
+@config_option
+@json_option
 def renew(path: Path, as_json: bool) -> None:
     """Make a new certificate for the broker, by the same authority, and have the broker read it.
 
@@ -133,8 +121,8 @@ def renew(path: Path, as_json: bool) -> None:
 
 
 @broker.command("check")
-@_config_option
-@_json_option
+@config_option
+@json_option
 def check(path: Path, as_json: bool) -> int:
     """Try what each party can do on the broker: members, who holds an invite, strangers, former members.
 
@@ -145,10 +133,8 @@ def check(path: Path, as_json: bool) -> int:
     Example:
       edge-fi broker check --config acme/gateway.toml
     """
-    settings = config.load(path, config.GatewayConfig)
-    identity = keyfile.read_gateway(path.parent / settings.key)
-    with State.open(path.parent / settings.state, identity.federation, identity.static.public) as state:
-        findings = brokercheck.run(path, settings, identity, state)
+    with opened(path) as gateway:
+        findings = brokercheck.run(gateway)
     if as_json:
         click.echo(json.dumps(findings.as_fields()))
     else:

@@ -17,13 +17,11 @@ from typing import Any
 
 from edge_fi import config
 from edge_fi.adapters.mqtt import Down, MqttLink, Received
-from edge_fi.adapters.state import State
-from edge_fi.adapters.tls import make_context
-from edge_fi.cli.brokerfiles import Account, member_user, users
-from edge_fi.config import GatewayConfig
+from edge_fi.cli.brokerfiles import Account, users
+from edge_fi.cli.owner import Opened
+from edge_fi.cli.run import tls_of
 from edge_fi.effects import Publish
 from edge_fi.errors import TransportError
-from edge_fi.session import GatewayIdentity
 from edge_fi.wire import topics
 
 CONNECT_S = 10.0
@@ -133,7 +131,7 @@ class _Connection:
             subscriptions=list(filters),
             username=name,
             password=password,
-            tls=make_context(path.parent / broker.ca if broker.ca else None) if broker.tls else None,
+            tls=tls_of(path, broker),
         )
         self.link.start()
 
@@ -155,15 +153,15 @@ class _Connection:
 Connect = Callable[[str | None, str | None, Sequence[str]], _Connection]
 
 
-def run(path: Path, settings: GatewayConfig, identity: GatewayIdentity, state: State) -> Findings:
+def run(gateway: Opened) -> Findings:
     """Try everything. Raises TransportError where not even the gateway's own account gets in."""
-    broker = settings.broker
+    broker, federation = gateway.settings.broker, gateway.identity.federation
     findings = Findings(f"{broker.host}:{broker.port}")
-    parties = _parties(path, settings, identity, state, findings)
+    parties = _parties(gateway, findings)
     with contextlib.ExitStack() as stack:
 
         def connect(name: str | None, password: str | None, filters: Sequence[str]) -> _Connection:
-            connection = _Connection(broker, path, name, password, filters)
+            connection = _Connection(broker, gateway.path, name, password, filters)
             stack.callback(connection.link.close)
             return connection
 
@@ -181,28 +179,26 @@ def run(path: Path, settings: GatewayConfig, identity: GatewayIdentity, state: S
                 f"{own['gateway'].reason or 'no answer'}; "
                 "is it running, on the files of 'edge-fi broker config'?"
             )
-        _try_to_connect(findings, identity, state, settings, path, connect, parties)
-        places = _places(identity.federation, parties)
+        _try_to_connect(findings, gateway, connect, parties)
+        places = _places(federation, parties)
         _try_to_write(findings, parties, own, places)
-        _try_to_read(findings, parties, own, places, identity.federation, connect)
+        _try_to_read(findings, parties, own, places, federation, connect)
     return findings
 
 
-def _parties(
-    path: Path, settings: GatewayConfig, identity: GatewayIdentity, state: State, findings: Findings
-) -> dict[str, Account]:
+def _parties(gateway: Opened, findings: Findings) -> dict[str, Account]:
     """Who is there to try with: the gateway, and of each role one, of devices two."""
-    roster = state.roster()
-    tasks = [task.number for task in config.load_tasks(path.parent, settings.tasks).values()]
-    by_name = {user.name: user for user in users(settings, path, identity, roster)}
-    parties = {"gateway": by_name["gateway"]}
+    roster = gateway.state.roster()
+    by_name = {user.name: user for user in users(gateway.settings, gateway.path, gateway.identity, roster)}
+    parties = {"gateway": by_name[topics.GATEWAY_USER]}
     for role, number in (("device", 2), ("client", 1), ("helper", 1)):
         members = [member for member in roster.members if member.role == role][:number]
         for member in members:
-            parties[f"{role} {member.id}"] = member_user(member, identity, tasks)
+            parties[f"{role} {member.id}"] = by_name[member.id]
         if len(members) < number:
             findings.skipped.append(f"{role}: {'only one has' if members else 'none has'} joined")
-    joiners = [user for name, user in by_name.items() if name.startswith("join_")]
+    holders = (topics.joiner_user(its.number) for its in roster.invitations)
+    joiners = [by_name[name] for name in holders if name in by_name]
     if joiners:
         parties["holder of an invite"] = joiners[0]
     else:
@@ -211,13 +207,7 @@ def _parties(
 
 
 def _try_to_connect(
-    findings: Findings,
-    identity: GatewayIdentity,
-    state: State,
-    settings: GatewayConfig,
-    path: Path,
-    connect: Connect,
-    parties: dict[str, Account],
+    findings: Findings, gateway: Opened, connect: Connect, parties: dict[str, Account]
 ) -> None:
     """Strangers and former members."""
     attempts: dict[str, tuple[str | None, str | None]] = {
@@ -226,12 +216,12 @@ def _try_to_connect(
     }
     for party, user in parties.items():
         attempts[f"stranger as {party}"] = (user.name, secrets.token_hex(16))
-    former = [entry.member for entry in state.entries() if entry.revoked is not None]
+    former = [entry.member for entry in gateway.state.entries() if entry.revoked is not None]
     for member in former[-3:]:
-        attempts[f"former member {member.id}"] = (member.id, identity.member_password(member))
+        attempts[f"former member {member.id}"] = (member.id, gateway.identity.member_password(member))
     if not former:
         findings.skipped.append("former member: nobody was ever revoked")
-    filters = [topics.gateway_state(identity.federation)]
+    filters = [topics.gateway_state(gateway.identity.federation)]
     connections = {party: connect(name, password, filters) for party, (name, password) in attempts.items()}
     _await_up(connections.values())
     for party, connection in connections.items():
@@ -312,11 +302,7 @@ def _somebody(parties: dict[str, Account], action: str, place: str) -> str | Non
 
 
 def _may(filters: Sequence[str], place: str) -> bool:
-    return any(
-        len(levels := its.split("/")) == len(wanted := place.split("/"))
-        and all(level in ("+", other) for level, other in zip(levels, wanted, strict=True))
-        for its in filters
-    )
+    return any(topics.matches(its, place) for its in filters)
 
 
 def _await_up(connections: Iterable[_Connection]) -> None:

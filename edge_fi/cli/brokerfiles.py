@@ -62,7 +62,7 @@ def users(settings: GatewayConfig, path: Path, identity: GatewayIdentity, roster
     federation = identity.federation
     tasks = [task.number for task in load_tasks(path.parent, settings.tasks).values()]
     found: list[Account] = [access.gateway(federation, identity.mqtt_password)]
-    found += [member_user(member, identity, tasks) for member in roster.members]
+    found += [_member_user(member, identity, tasks) for member in roster.members]
     return found + [
         # Also a used or an expired one, as long as the state keeps it: its holder is told so by the gateway,
         # where the broker would only shut the door. Not a withdrawn one: it may be in the wrong hands.
@@ -72,7 +72,7 @@ def users(settings: GatewayConfig, path: Path, identity: GatewayIdentity, roster
     ]
 
 
-def member_user(member: Member, identity: GatewayIdentity, tasks: list[int]) -> Account:
+def _member_user(member: Member, identity: GatewayIdentity, tasks: list[int]) -> Account:
     """A member as the broker knows it. tasks: all of the federation."""
     from broker import access
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import click
 
 from edge_fi import config
-from edge_fi.adapters import keyfile
-from edge_fi.adapters.state import State
 from edge_fi.adapters.tls import pin_of
-from edge_fi.cli.brokerfiles import follow
+from edge_fi.cli.owner import Opened, config_option, json_option, opened
 from edge_fi.cli.qr import modules, print_qr
 from edge_fi.errors import ConfigError
 from edge_fi.messages import ROLES
@@ -41,14 +39,7 @@ class Lifetime(click.ParamType[int]):
 
 @click.command("invite")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Path("gateway.toml"),
-    show_default=True,
-    help="The gateway's configuration file.",
-)
+@config_option
 @click.option("--role", type=click.Choice(ROLES), default="device", show_default=True)
 @click.option(
     "--task", "task_name", help="The only task that a device may join. Default: any of the gateway's."
@@ -70,7 +61,7 @@ class Lifetime(click.ParamType[int]):
     help="Write it there, readable by you alone; several go into this folder, as ID.invite.",
 )
 @click.option("--qr", is_flag=True, help="Show it as a QR code as well.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def invite(
     ids: tuple[str, ...],
     path: Path,
@@ -101,48 +92,48 @@ def invite(
         raise click.UsageError("an ID is given twice, and one invite would take the place of the other")
     if qr:
         modules(PREFIX)  # what is missing for it is said before an invite is made
-    settings = config.load(path, config.GatewayConfig)
-    identity = keyfile.read_gateway(path.parent / settings.key)
-    tasks = config.load_tasks(path.parent, settings.tasks)
-    if task_name is not None and task_name not in tasks:
-        raise ConfigError(f"no task {task_name!r} in {path}: {', '.join(tasks)}")
-    ca = None if settings.broker.ca is None else path.parent / settings.broker.ca
-    pin = b"" if ca is None else pin_of(ca)
-
-    def make(state: State, name: str) -> Invite:
-        invitation, expires = state.invite(
-            name,
-            role,
-            task=0 if task_name is None else tasks[task_name].number,
-            lifetime_s=lifetime,
-            replaces=replace,
-            token=os.urandom(TOKEN_BYTES),
-        )
-        try:
-            return Invite(
-                federation=identity.federation,
-                role=role,
-                id=name,
-                number=invitation.number,
-                expires=expires,
-                token=invitation.token,
-                gateway=identity.static.public,
-                host=settings.broker.host,
-                port=settings.broker.port,
-                tls=settings.broker.tls,
-                pin=pin,
-            )
-        except ValueError as error:
-            raise ConfigError(f"{path}: the invite would not hold what is in [broker]: {error}") from None
-
-    state_path = path.parent / settings.state
-    with State.open(state_path, identity.federation, identity.static.public) as state:
-        with state.together():  # all of them, or none
-            made = [make(state, name) for name in names]
-        follow(path, settings, identity, state.roster)
+    with opened(path) as gateway:
+        tasks = config.load_tasks(path.parent, gateway.settings.tasks)
+        if task_name is not None and task_name not in tasks:
+            raise ConfigError(f"no task {task_name!r} in {path}: {', '.join(tasks)}")
+        ca = gateway.settings.broker.ca
+        pin = b"" if ca is None else pin_of(path.parent / ca)
+        task = 0 if task_name is None else tasks[task_name].number
+        with gateway.state.together():  # all of them, or none
+            made = [
+                _make(gateway, name, role, pin, task=task, lifetime_s=lifetime, replaces=replace)
+                for name in names
+            ]
+        gateway.follow()
     if out is not None:
         _write(made, out, is_folder=len(made) > 1 or count is not None or out.is_dir())
     _tell(made, out, qr=qr, as_json=as_json)
+
+
+def _make(
+    gateway: Opened, name: str, role: str, pin: bytes, *, task: int, lifetime_s: int, replaces: bool
+) -> Invite:
+    """Write an invitation down, and say what its holder needs."""
+    invitation, expires = gateway.state.invite(
+        name, role, task=task, lifetime_s=lifetime_s, replaces=replaces, token=os.urandom(TOKEN_BYTES)
+    )
+    broker = gateway.settings.broker
+    try:
+        return Invite(
+            federation=gateway.identity.federation,
+            role=role,
+            id=name,
+            number=invitation.number,
+            expires=expires,
+            token=invitation.token,
+            gateway=gateway.identity.static.public,
+            host=broker.host,
+            port=broker.port,
+            tls=broker.tls,
+            pin=pin,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{gateway.path}: the invite would not hold what is in [broker]: {error}") from None
 
 
 def _numbered(stem: str, count: int) -> list[str]:

@@ -194,7 +194,7 @@ def _apply(invite: Invite, identity: Identity, ca: Path | None, *, timeout_s: fl
         host=invite.host,
         port=invite.port,
         subscriptions=applicant.subscriptions,
-        username=f"join_{invite.number}",
+        username=topics.joiner_user(invite.number),
         password=join_password(invite.token),
         tls=make_context(ca) if invite.tls else None,
     )

@@ -3,59 +3,16 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from edge_fi import config
-from edge_fi.adapters import keyfile
-from edge_fi.adapters.state import State
 from edge_fi.adapters.state_hold import wait_applied
-from edge_fi.cli import brokerfiles
+from edge_fi.cli.owner import Opened, config_option, json_option, opened
 from edge_fi.cli.rosterlines import Lines, as_csv, local
 from edge_fi.errors import StateError
 from edge_fi.messages import Member
-from edge_fi.session import GatewayIdentity
-
-_config_option = click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Path("gateway.toml"),
-    show_default=True,
-    help="The gateway's configuration file.",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A gateway's state, and what its configuration says."""
-
-    path: Path
-    settings: config.GatewayConfig
-    identity: GatewayIdentity
-    state: State
-
-    def lines(self) -> Lines:
-        """What shows its members."""
-        tasks = config.load_tasks(self.path.parent, self.settings.tasks)
-        return Lines({task.number: name for name, task in tasks.items()}, self.state.standing())
-
-    def follow(self) -> bool:
-        """Bring the broker's files in step. Whether there are any."""
-        return brokerfiles.follow(self.path, self.settings, self.identity, self.state.roster)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[_Opened]:
-    settings = config.load(path, config.GatewayConfig)
-    identity = keyfile.read_gateway(path.parent / settings.key)
-    with State.open(path.parent / settings.state, identity.federation, identity.static.public) as state:
-        yield _Opened(path, settings, identity, state)
 
 
 @click.group()
@@ -64,10 +21,10 @@ def roster() -> None:
 
 
 @roster.command("list")
-@_config_option
+@config_option
 @click.option("--revoked", is_flag=True, help="Former members as well.")
 @click.option("--invites", is_flag=True, help="Open invites as well.")
-@_json_option
+@json_option
 def list_members(path: Path, revoked: bool, invites: bool, as_json: bool) -> None:
     """List the members, when each was last heard, and how many of its queries it answered in time.
 
@@ -76,17 +33,17 @@ def list_members(path: Path, revoked: bool, invites: bool, as_json: bool) -> Non
       edge-fi roster list --config acme/gateway.toml
       edge-fi roster list --revoked --invites --json
     """
-    with _opened(path) as opened:
-        lines, version = opened.lines(), opened.state.roster().version
-        entries = opened.state.entries()
-        issued = [its for its in opened.state.invitations() if its.is_open]
-        problem = opened.state.clock_problem()
+    with opened(path) as gateway:
+        lines, version = _lines(gateway), gateway.state.roster().version
+        entries = gateway.state.entries()
+        issued = [its for its in gateway.state.invitations() if its.is_open]
+        problem = gateway.state.clock_problem()
     present = [its for its in entries if its.revoked is None]
     former = [its for its in entries if its.revoked is not None]
     if problem:
         click.echo(f"edge-fi: every invite counts as expired: {problem}", err=True)
     if as_json:
-        fields: dict[str, object] = {"federation": opened.identity.federation, "version": version}
+        fields: dict[str, object] = {"federation": gateway.identity.federation, "version": version}
         fields["members"] = [lines.member(its) for its in present]
         if revoked:
             fields["former"] = [lines.member(its) for its in former]
@@ -104,8 +61,8 @@ def list_members(path: Path, revoked: bool, invites: bool, as_json: bool) -> Non
 
 @roster.command()
 @click.argument("member", metavar="ID")
-@_config_option
-@_json_option
+@config_option
+@json_option
 def show(member: str, path: Path, as_json: bool) -> None:
     """Show everything of one id: the member, those that had it before, and open invites for it.
 
@@ -113,13 +70,13 @@ def show(member: str, path: Path, as_json: bool) -> None:
     Example:
       edge-fi roster show pi-07 --config acme/gateway.toml
     """
-    with _opened(path) as opened:
-        entries = [its for its in opened.state.entries() if its.member.id == member]
-        invitations = opened.state.invitations()
+    with opened(path) as gateway:
+        entries = [its for its in gateway.state.entries() if its.member.id == member]
+        invitations = gateway.state.invitations()
         issued = [its for its in invitations if its.invitation.id == member and its.is_open]
         if not entries and not issued:
-            opened.state.find(member)  # says that there is none, and whose id is alike
-        lines = opened.lines()
+            gateway.state.find(member)  # says that there is none, and whose id is alike
+        lines = _lines(gateway)
     present = next((its for its in entries if its.revoked is None), None)
     former = [its for its in reversed(entries) if its.revoked is not None]
     if as_json:
@@ -136,9 +93,9 @@ def show(member: str, path: Path, as_json: bool) -> None:
 
 @roster.command()
 @click.argument("member", metavar="ID")
-@_config_option
+@config_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_json_option
+@json_option
 def revoke(member: str, path: Path, yes: bool, as_json: bool) -> None:
     """Take a member from the roster, for ever: it learns nothing more, and its votes no longer count.
 
@@ -147,8 +104,8 @@ def revoke(member: str, path: Path, yes: bool, as_json: bool) -> None:
       edge-fi roster revoke pi-07 --config acme/gateway.toml
       edge-fi roster revoke pi-07 --yes --json
     """
-    with _opened(path) as opened:
-        entry = opened.state.find(member)
+    with opened(path) as gateway:
+        entry = gateway.state.find(member)
         if not yes and sys.stdin.isatty():
             label = f", {entry.label}" if entry.label else ""
             click.echo(
@@ -158,10 +115,10 @@ def revoke(member: str, path: Path, yes: bool, as_json: bool) -> None:
                 err=True,
             )
             click.confirm("Revoke it?", abort=True, err=True)
-        revoked = opened.state.revoke(member)
-        now = opened.state.roster()
-        has_broker = opened.follow()
-    progress = wait_applied(path.parent / opened.settings.state, now.version, now.rotations)
+        revoked = gateway.state.revoke(member)
+        now = gateway.state.roster()
+        has_broker = gateway.follow()
+    progress = wait_applied(gateway.state_path, now.version, now.rotations)
     if progress == "late":
         raise StateError(
             f"{_named(revoked)} is revoked, but the running gateway has not taken that up within 5 s: look "
@@ -186,8 +143,8 @@ def revoke(member: str, path: Path, yes: bool, as_json: bool) -> None:
 @roster.command()
 @click.argument("member", metavar="ID")
 @click.argument("text")
-@_config_option
-@_json_option
+@config_option
+@json_option
 def label(member: str, text: str, path: Path, as_json: bool) -> None:
     """Say what people call a member: for lists alone, its id stays. An empty TEXT takes the label away.
 
@@ -196,8 +153,8 @@ def label(member: str, text: str, path: Path, as_json: bool) -> None:
       edge-fi roster label pi-07 "attic, left window" --config acme/gateway.toml
       edge-fi roster label pi-07 ""
     """
-    with _opened(path) as opened:
-        opened.state.label(member, text)
+    with opened(path) as gateway:
+        gateway.state.label(member, text)
     if as_json:
         click.echo(json.dumps({"id": member, "label": text}))
         return
@@ -206,9 +163,9 @@ def label(member: str, text: str, path: Path, as_json: bool) -> None:
 
 @roster.command()
 @click.argument("member", metavar="[ID]", required=False)
-@_config_option
+@config_option
 @click.option("--number", type=click.IntRange(1), help="The invite of this number, instead of all for ID.")
-@_json_option
+@json_option
 def withdraw(member: str | None, path: Path, number: int | None, as_json: bool) -> None:
     """Withdraw open invites, so that whoever has them can no longer join.
 
@@ -219,9 +176,9 @@ def withdraw(member: str | None, path: Path, number: int | None, as_json: bool) 
     """
     if (member is None) == (number is None):
         raise click.UsageError("name either an ID or a --number")
-    with _opened(path) as opened:
-        withdrawn = opened.state.withdraw(member if member is not None else number or 0)
-        opened.follow()
+    with opened(path) as gateway:
+        withdrawn = gateway.state.withdraw(member if member is not None else number or 0)
+        gateway.follow()
     if as_json:
         click.echo(json.dumps({"withdrawn": [{"number": its.number, "id": its.id} for its in withdrawn]}))
         return
@@ -230,7 +187,7 @@ def withdraw(member: str | None, path: Path, number: int | None, as_json: bool) 
 
 
 @roster.command()
-@_config_option
+@config_option
 @click.option(
     "--format",
     "kind",
@@ -251,13 +208,13 @@ def export(path: Path, kind: str, out: Path | None, as_json: bool) -> None:
     """
     if as_json and kind == "csv":
         raise click.UsageError("--json and --format csv do not go together")
-    with _opened(path) as opened:
-        lines, version = opened.lines(), opened.state.roster().version
-        members = [lines.member(its) for its in opened.state.entries()]
+    with opened(path) as gateway:
+        lines, version = _lines(gateway), gateway.state.roster().version
+        members = [lines.member(its) for its in gateway.state.entries()]
     if kind == "csv":
         text = as_csv(members)
     else:
-        fields = {"federation": opened.identity.federation, "version": version, "members": members}
+        fields = {"federation": gateway.identity.federation, "version": version, "members": members}
         text = json.dumps(fields) + "\n"
     if out is None:
         click.echo(text, nl=False)
@@ -273,8 +230,8 @@ def export(path: Path, kind: str, out: Path | None, as_json: bool) -> None:
 
 
 @roster.command("trust-clock")
-@_config_option
-@_json_option
+@config_option
+@json_option
 def trust_clock(path: Path, as_json: bool) -> None:
     """Say that this machine's clock is right, and was wrong when the state was last changed.
 
@@ -284,9 +241,9 @@ def trust_clock(path: Path, as_json: bool) -> None:
     Example:
       edge-fi roster trust-clock --config acme/gateway.toml
     """
-    with _opened(path) as opened:
-        withdrawn = opened.state.trust_clock()
-        opened.follow()
+    with opened(path) as gateway:
+        withdrawn = gateway.state.trust_clock()
+        gateway.follow()
     if as_json:
         click.echo(json.dumps({"withdrawn": [{"number": its.number, "id": its.id} for its in withdrawn]}))
         return
@@ -295,3 +252,9 @@ def trust_clock(path: Path, as_json: bool) -> None:
 
 def _named(member: Member) -> str:
     return f"{member.role} {member.id} (index {member.index})"
+
+
+def _lines(gateway: Opened) -> Lines:
+    """What shows its members."""
+    tasks = config.load_tasks(gateway.path.parent, gateway.settings.tasks)
+    return Lines({task.number: name for name, task in tasks.items()}, gateway.state.standing())

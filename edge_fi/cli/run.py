@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import signal
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,11 +30,10 @@ from edge_fi.log import Log
 from edge_fi.pump import Notice, Pump
 from edge_fi.session import Identity
 from edge_fi.steward import Steward
+from edge_fi.wire import topics
 
 if TYPE_CHECKING:
     from edge_fi.adapters.onnx import OnnxModel
-
-GATEWAY_USER = "gateway"  # of the broker; no member's id
 
 _config_option = click.option(
     "--config",
@@ -43,6 +43,11 @@ _config_option = click.option(
     help="Configuration file; EDGE_FI_BROKER__HOST=... and the like override it.",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Log as JSON lines, on stdout.")
+
+
+def tls_of(path: Path, broker: config.Broker) -> ssl.SSLContext | None:
+    """What a configuration file says of TLS. Raises ConfigError."""
+    return make_context(path.parent / broker.ca if broker.ca else None) if broker.tls else None
 
 
 def make_link(
@@ -63,7 +68,7 @@ def make_link(
         keepalive_s=broker.keepalive_s,
         username=broker.username if has_own else username,
         password=config.read_password(path.parent, broker) if has_own else password,
-        tls=make_context(path.parent / broker.ca if broker.ca else None) if broker.tls else None,
+        tls=tls_of(path, broker),
     )
 
 
@@ -86,7 +91,7 @@ def make_gateway_link(machine: Gateway, path: Path, broker: config.Broker) -> Mq
         path,
         broker,
         client_id=machine.identity.mqtt_client_id(machine.boot),
-        username=GATEWAY_USER,
+        username=topics.GATEWAY_USER,
         password=machine.identity.mqtt_password,
     )
 

@@ -13,8 +13,8 @@ import click
 
 from edge_fi import config
 from edge_fi.adapters import keyfile, state_backup
-from edge_fi.adapters.state import State
 from edge_fi.adapters.state_hold import wait_applied
+from edge_fi.cli.owner import config_option, json_option, opened
 from edge_fi.errors import ConfigError
 
 CONFIGURATION, STATE = "gateway.toml", "state.db"
@@ -23,21 +23,11 @@ KEY, AUTHORITY = "gateway.key", ("broker/ca.pem", "broker/ca.key")
 _TAKEN_ALONG = (KEY, CONFIGURATION, "tasks/*.toml", *AUTHORITY)
 """What a backup holds beside the state."""
 
-_config_option = click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Path(CONFIGURATION),
-    show_default=True,
-    help="The gateway's configuration file.",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
 
 @click.command("rotate")
-@_config_option
+@config_option
 @click.option("--signing-key", is_flag=True, help="Make a new key to sign queries with, too.")
-@_json_option
+@json_option
 def rotate(path: Path, signing_key: bool, as_json: bool) -> None:
     """Begin a new epoch: new query keys for every task, carried to each device under its session.
 
@@ -49,15 +39,12 @@ def rotate(path: Path, signing_key: bool, as_json: bool) -> None:
       edge-fi gateway rotate --config acme/gateway.toml
       edge-fi gateway rotate --config acme/gateway.toml --signing-key
     """
-    settings = config.load(path, config.GatewayConfig)
-    key, state_path = path.parent / settings.key, path.parent / settings.state
-    identity = keyfile.read_gateway(key)
-    with State.open(state_path, identity.federation, identity.static.public) as state:
+    with opened(path) as gateway:
         if signing_key:
-            keyfile.rotate_signing(key, os.urandom)
-        state.rotate()
-        roster = state.roster()
-    progress = wait_applied(state_path, roster.version, roster.rotations)
+            keyfile.rotate_signing(path.parent / gateway.settings.key, os.urandom)
+        gateway.state.rotate()
+        roster = gateway.state.roster()
+    progress = wait_applied(gateway.state_path, roster.version, roster.rotations)
     if as_json:
         click.echo(
             json.dumps({"rotations": roster.rotations, "signing_key": signing_key, "gateway": progress})
@@ -74,8 +61,8 @@ def rotate(path: Path, signing_key: bool, as_json: bool) -> None:
 
 @click.command("backup")
 @click.argument("target", type=click.Path(path_type=Path))
-@_config_option
-@_json_option
+@config_option
+@json_option
 def backup(target: Path, path: Path, as_json: bool) -> None:
     """Write keys, roster and configuration into one file, which is as secret as the gateway's key.
 
@@ -85,18 +72,13 @@ def backup(target: Path, path: Path, as_json: bool) -> None:
     Example:
       edge-fi gateway backup acme.tar --config acme/gateway.toml
     """
-    settings = config.load(path, config.GatewayConfig)
-    identity = keyfile.read_gateway(path.parent / settings.key)
-    _refuse_unusual_places(path, settings)
-    if target.exists():
-        raise ConfigError(f"{target} exists and is not overwritten: choose another name")
-    with (
-        tempfile.TemporaryDirectory(prefix="edge-fi-backup-") as folder,
-        State.open(path.parent / settings.state, identity.federation, identity.static.public) as state,
-    ):
+    with tempfile.TemporaryDirectory(prefix="edge-fi-backup-") as folder, opened(path) as gateway:
+        _refuse_unusual_places(path, gateway.settings)
+        if target.exists():
+            raise ConfigError(f"{target} exists and is not overwritten: choose another name")
         copy = Path(folder) / STATE
-        state.backup(copy)
-        roster = state.roster()
+        gateway.state.backup(copy)
+        roster = gateway.state.roster()
         files = {STATE: copy} | dict(_companions(path.parent))
         _pack(target, files)
     fields = {
@@ -117,7 +99,7 @@ def backup(target: Path, path: Path, as_json: bool) -> None:
 @click.command("restore")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The gateway's folder.")
-@_json_option
+@json_option
 def restore(source: Path, out: Path, as_json: bool) -> None:
     """Make a gateway's folder again from a backup.
 

@@ -9,6 +9,7 @@ import re
 from edge_fi.errors import DecodeError
 
 VERSION = "fi1"
+GATEWAY_USER = "gateway"  # of MQTT; a reserved id, so that no member is called so
 RESERVED_IDS = frozenset({"gateway", "helper", "client", "join"})
 
 _FEDERATION = re.compile(r"[a-z0-9-]{1,16}")
@@ -95,6 +96,19 @@ def gateway_roster(federation: str) -> str:
 def gateway_claim(federation: str) -> str:
     """Where a gateway asks whether another one has its identity."""
     return f"{VERSION}/{federation}/gateway/claim"
+
+
+def joiner_user(number: int) -> str:
+    """The MQTT user of whoever holds the invite of this number. No id has an underscore."""
+    return f"join_{number}"
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """MQTT 3.1.1 section 4.7, without `#`: nobody here subscribes to it."""
+    wanted, levels = topic_filter.split("/"), topic.split("/")
+    return len(wanted) == len(levels) and all(
+        one in ("+", other) for one, other in zip(wanted, levels, strict=True)
+    )
 
 
 def parse_member(topic: str, federation: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import stat
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from broker import certificates
-from broker.certificates import ca_pin
+from edge_fi.adapters.tls import pin_of
 from edge_fi.errors import ConfigError, KeyFileError
 
 EXAMPLE = """\
@@ -148,26 +149,27 @@ def test_names_are_taken_as_dns_takes_them(tmp_path: Path) -> None:
 # The pin
 
 
-def test_the_pin_is_this_hash_of_the_der() -> None:
+def test_the_pin_is_this_hash_of_the_der(tmp_path: Path) -> None:
     # A fixed certificate, so that other implementations can compare.
-    assert ca_pin(EXAMPLE.encode()).hex() == "3fee49ee351d099e70301d93ca931bc3"
+    (tmp_path / "ca.pem").write_text(EXAMPLE)
+    assert pin_of(tmp_path / "ca.pem").hex() == "3fee49ee351d099e70301d93ca931bc3"
 
 
-def test_the_pin_is_the_same_of_pem_and_der(folder: Path) -> None:
+def test_the_pin_of_an_authority_is_a_hash_of_its_der(folder: Path) -> None:
     der = authority(folder).public_bytes(serialization.Encoding.DER)
-    assert ca_pin((folder / "ca.pem").read_bytes()) == ca_pin(der)
-    assert len(ca_pin(der)) == 16
+    assert pin_of(folder / "ca.pem") == blake2b(der, digest_size=16, person=b"fi1 ca pin").digest()
 
 
 def test_the_pin_of_another_authority_is_another(folder: Path, tmp_path: Path) -> None:
     certificates.make(tmp_path / "other", "acme", NAMES)
-    assert ca_pin((folder / "ca.pem").read_bytes()) != ca_pin((tmp_path / "other" / "ca.pem").read_bytes())
+    assert pin_of(folder / "ca.pem") != pin_of(tmp_path / "other" / "ca.pem")
 
 
 @pytest.mark.parametrize("bad", [b"", b"x", b"-----BEGIN CERTIFICATE-----\n"])
-def test_what_is_no_certificate_has_no_pin(bad: bytes) -> None:
-    with pytest.raises(ValueError):
-        ca_pin(bad)
+def test_what_is_no_certificate_has_no_pin(tmp_path: Path, bad: bytes) -> None:
+    (tmp_path / "ca.pem").write_bytes(bad)
+    with pytest.raises(ConfigError):
+        pin_of(tmp_path / "ca.pem")
 
 
 # Renewing

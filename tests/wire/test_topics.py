@@ -48,6 +48,51 @@ def test_a_plus_gives_the_filter_over_all_devices() -> None:
     assert topics.joined("acme", "+") == "fi1/acme/j/+"
 
 
+@pytest.mark.parametrize("number", [0, 1, 4_294_967_295])
+def test_no_member_can_be_called_like_the_holder_of_an_invite(number: int) -> None:
+    assert topics.joiner_user(number) == f"join_{number}"
+    with pytest.raises(ValueError, match="must be 1 to 24 of the characters"):
+        topics.check_id(topics.joiner_user(number))
+
+
+def test_no_member_can_be_called_like_the_gateway() -> None:
+    assert topics.GATEWAY_USER == "gateway"
+    with pytest.raises(ValueError, match="and be none of"):
+        topics.check_id(topics.GATEWAY_USER)
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "topic"),
+    [
+        ("fi1/acme/join", "fi1/acme/join"),
+        ("fi1/acme/a/+", "fi1/acme/a/pi-1"),
+        ("fi1/acme/+/pi-1", "fi1/acme/s/pi-1"),
+        ("+/+/+", "fi1/acme/join"),
+        ("fi1/acme/a/+", "fi1/acme/a/"),  # an empty level is a level
+        ("+", ""),
+    ],
+)
+def test_a_filter_matches_level_by_level(topic_filter: str, topic: str) -> None:
+    assert topics.matches(topic_filter, topic)
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "topic"),
+    [
+        ("fi1/acme/a/pi-1", "fi1/acme/a/pi-2"),
+        ("fi1/acme/a/pi", "fi1/acme/a/pi-1"),
+        ("fi1/acme/a/pi-1", "fi1/acme/a/+"),  # a plus in a topic is no wildcard
+        ("fi1/acme/a/+", "fi1/acme/s/pi-1"),
+        ("fi1/acme/a/+", "fi1/acme/a"),
+        ("fi1/acme/a/+", "fi1/acme/a/pi-1/x"),
+        ("fi1/acme/a/p+", "fi1/acme/a/pi-1"),  # nor is one within a level
+        ("+", "fi1/acme"),
+    ],
+)
+def test_a_filter_matches_nothing_else(topic_filter: str, topic: str) -> None:
+    assert not topics.matches(topic_filter, topic)
+
+
 @pytest.mark.parametrize("name", ["a", "acme", "a" * 16, "0", "-", "plant-4"])
 def test_a_federation_may_have_this_name(name: str) -> None:
     assert topics.check_federation(name) == name
