@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from edge_fi.messages import Array, Form, Member, Tensor, Vote
 from edge_fi.roster import Roster
 from edge_fi.round import Round, RoundPolicy
 from edge_fi.session import GatewayIdentity, Identity
+from edge_fi.voting.panel import Panel
+from edge_fi.voting.strategy import DEFAULT, STRATEGIES
 from edge_fi.wire import frames, votes
 from firmware_sim.fleet import Fleet
 
@@ -128,6 +131,8 @@ def measure_round(federation: Answers, query: bytes, answers: list[Publish]) -> 
     codes: list[bytes] = []
     opened: list[Vote] = []
 
+    decide = partial(Panel(digits).decide, strategy=STRATEGIES[DEFAULT])
+
     def open_all() -> None:
         for answer, session in zip(answers, sessions, strict=True):
             assert session is not None
@@ -147,7 +152,7 @@ def measure_round(federation: Answers, query: bytes, answers: list[Publish]) -> 
             opened.append(Vote(device=name, probabilities=probabilities, log_weight=weight, form=form))
 
     def vote_all() -> None:
-        made = Round(seq=1, policy=RoundPolicy(), asked=names, awaited=names, opened_us=0)
+        made = Round(seq=1, policy=RoundPolicy(), asked=names, awaited=names, opened_us=0, decide=decide)
         for index, vote in zip(names, opened, strict=True):
             made.add(index, vote)
         made.close(names, now=0)

@@ -105,8 +105,11 @@ class Admissions:
         )
         return Admit(parsed.invite, member)
 
-    def accept(self, admit: Admit, tasks: Iterable[Task]) -> bytes:
-        """The ACCEPT that tells a member who was written down, and is in the roster. Once for each Admit."""
+    def accept(self, admit: Admit, tasks: Iterable[Task], features: Iterable[bytes]) -> bytes:
+        """The ACCEPT that tells a member who was written down, and is in the roster. Once for each Admit.
+
+        features: of each task its map, or nothing.
+        """
         door = self._doors[admit.invite]
         assert door.asking is not None
         (join, handshake), door.asking = door.asking, None
@@ -115,6 +118,7 @@ class Admissions:
             version=self._roster.version,
             task=admit.member.task,
             tasks=tuple(tasks),
+            features=tuple(features),
         )
         payload = payloads.encode_accept(accept, longest=LONGEST_ACCEPT)
         header = frames.build_joining_header(Type.ACCEPT, admit.invite)

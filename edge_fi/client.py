@@ -13,7 +13,7 @@ from edge_fi.messages import MAX_DEADLINE_MS, Outcome, Status, Task, Tensor
 from edge_fi.session import Identity, Joiner, Session
 from edge_fi.wire import frames, payloads, presence, topics
 from edge_fi.wire.frames import Type
-from edge_fi.wire.payloads import Ask
+from edge_fi.wire.payloads import Ask, Feedback
 
 RESEND_US = 1_000_000  # an ASK that nothing answers is resent, the same bytes
 GRACE_US = 1_000_000  # beyond the deadline, for the outcome to travel
@@ -85,17 +85,26 @@ class Client:
 
         Raises ValueError for a tensor that is not the task's, and for a deadline beyond a day.
         """
-        if not 1 <= deadline_ms <= MAX_DEADLINE_MS:
-            raise ValueError(f"deadline_ms must be 1 to {MAX_DEADLINE_MS}")
+        _check_deadline(deadline_ms)
         if not tensor.fits(task):
             raise ValueError(f"task {task.name} takes {task.dtype} {list(task.shape)}")
+        payload = payloads.encode_ask(Ask(task.number, deadline_ms, tensor))
+        return self._open_up(payload, deadline_ms, reference, now=now)
+
+    def _open_up(self, payload: bytes, deadline_ms: int, reference: object, *, now: int) -> list[Effect]:
         if len(self._open) >= MAX_OPEN:
             return [Deliver(reference, Outcome(status=Status.OVERLOADED))]
-        payload = payloads.encode_ask(Ask(task.number, deadline_ms, tensor))
         expires_us = now + deadline_ms * 1000 + GRACE_US
         asked = _Open(reference, payload, now, expires_us)
         self._open.append(asked)
         return self._send(asked, now=now) if self._is_connected else []
+
+    def feedback(self, feedback: Feedback, *, deadline_ms: int, reference: object, now: int) -> list[Effect]:
+        """Tell the gateway what an earlier query showed. Deliver(reference, ...) says ANSWERED, or REFUSED
+        where the gateway does not know that query any more. Raises ValueError for a deadline beyond a day.
+        """
+        _check_deadline(deadline_ms)
+        return self._open_up(payloads.encode_feedback(feedback), deadline_ms, reference, now=now)
 
     def tick(self, *, now: int) -> list[Effect]:
         """Time has come: resend what is not answered, give up what is overdue."""
@@ -166,3 +175,8 @@ class Client:
         asked.resend_us = now + RESEND_US
         asked.frame = asked.frame or self._session.seal(Type.ASK, asked.payload)
         return [Publish(self._send_topic, asked.frame)]
+
+
+def _check_deadline(deadline_ms: int) -> None:
+    if not 1 <= deadline_ms <= MAX_DEADLINE_MS:
+        raise ValueError(f"deadline_ms must be 1 to {MAX_DEADLINE_MS}")

@@ -17,12 +17,17 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edge_fi.errors import ConfigError
+from edge_fi import plugins
+from edge_fi.errors import ConfigError, DecodeError
 from edge_fi.messages import VOTE_FORMS, Form, Task
 from edge_fi.round import RoundPolicy
+from edge_fi.voting import features
+from edge_fi.voting.features import FeatureMap
 from edge_fi.voting.strategy import STRATEGIES
 
 ENVIRONMENT_PREFIX = "EDGE_FI_"
+FAMILIAR, UNKNOWN = [-16, 6], [-8, 0]
+"""Nats that the weight codes of an answer span: of gates in a feature map, and without one."""
 _FORMS = {form.title: form for form in VOTE_FORMS}
 _DEFAULT = RoundPolicy()
 
@@ -41,8 +46,9 @@ def _check_forms(names: list[str]) -> list[str]:
 
 
 def _check_strategy(name: str) -> str:
-    if name not in STRATEGIES:
-        raise ValueError(f"{name!r} is none of {', '.join(STRATEGIES)}")
+    # Installed packages are looked through only for a name that is not edge_fi's own.
+    if name not in STRATEGIES and name not in (others := plugins.names()):
+        raise ValueError(f"{name!r} is none of {', '.join([*STRATEGIES, *others])}")
     return name
 
 
@@ -95,6 +101,8 @@ class Round(_Section):
     stop_after: int = _DEFAULT.stop_after
     reask_s: float = _DEFAULT.reask_s
     strategy: Annotated[str, AfterValidator(_check_strategy)] = _DEFAULT.strategy
+    least_confidence: float = _DEFAULT.least_confidence
+    """An outcome less sure than this is none: the round abstains."""
     answer_forms: Annotated[list[str], AfterValidator(_check_forms)] = ["label"]
 
     @model_validator(mode="after")
@@ -110,8 +118,18 @@ class Round(_Section):
             stop_after=self.stop_after,
             reask_s=self.reask_s,
             strategy=self.strategy,
+            least_confidence=self.least_confidence,
             forms=frozenset(_FORMS[name] for name in self.answer_forms),
         )
+
+
+class Canaries(_Section):
+    """Queries of one task whose answers the gateway knows: asked when its jury has suspects."""
+
+    file: str
+    """An .npz with `queries` and `labels`."""
+    budget: float = Field(default=0.02, gt=0, le=0.5)
+    """Their largest share of all queries."""
 
 
 class GatewayConfig(_Section):
@@ -125,6 +143,16 @@ class GatewayConfig(_Section):
     tasks: list[str] = Field(min_length=1)
     broker: Broker = Broker()
     round: Round = Round()
+    canaries: dict[str, Canaries] = {}
+    """By the names of tasks."""
+
+
+class Familiarity(_Section):
+    """How a device tells what it is familiar with: `edge-fi device familiarize` writes this."""
+
+    gate: str
+    share: bool = True
+    """Whether the gateway is given the gate; else each answer claims a weight."""
 
 
 class DeviceConfig(_Section):
@@ -133,6 +161,7 @@ class DeviceConfig(_Section):
     key: str
     task: str
     model: Model
+    familiarity: Familiarity | None = None
     answer_forms: Annotated[list[str], AfterValidator(_check_forms)] = list(_FORMS)
     broker: Broker = Broker()
 
@@ -170,8 +199,11 @@ class TaskFile(_Section):
     labels: list[str]
     shape: list[int]
     dtype: str
-    log_weight: list[int] = [-8, 0]
+    log_weight: list[int] | None = None
+    """By default of a task with a feature map FAMILIAR, and [-8, 0] of others."""
     description: str = ""
+    features: str | None = None
+    """The task's feature map, of `edge-fi task features`."""
 
 
 S = TypeVar("S", bound=_Section)
@@ -191,9 +223,24 @@ def load(path: Path, section: type[S], environment: Mapping[str, str] = os.envir
 
 def load_task(path: Path) -> Task:
     """Read and check a task file. Raises ConfigError."""
-    file = _validate(path, TaskFile, _parse(path), {})
-    if len(file.log_weight) != 2:
+    return _task(path, _parse(path))
+
+
+def parse_task(path: Path, text: str) -> Task:
+    """As load_task, of a text that may come to stand in this file. Raises ConfigError."""
+    try:
+        return _task(path, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{_shown(path)} is not TOML: {error}") from None
+
+
+def _task(path: Path, fields: dict[str, Any]) -> Task:
+    file = _validate(path, TaskFile, fields, {})
+    usual = UNKNOWN if file.features is None else FAMILIAR
+    log_weight = usual if file.log_weight is None else file.log_weight
+    if len(log_weight) != 2:
         raise ConfigError(f"{_shown(path)}: log_weight must be two whole numbers of nats")
+    content = b"" if file.features is None else _read_features(path, file.features)
     try:
         return Task(
             name=file.name,
@@ -201,11 +248,43 @@ def load_task(path: Path) -> Task:
             labels=tuple(file.labels),
             shape=tuple(file.shape),
             dtype=file.dtype,
-            log_weight=(file.log_weight[0], file.log_weight[1]),
+            log_weight=(log_weight[0], log_weight[1]),
             description=file.description,
+            features=features.digest(content) if content else b"",
         )
     except ValueError as error:
         raise ConfigError(f"{_shown(path)}: {error}") from None
+
+
+def load_features(path: Path, task: Task) -> FeatureMap | None:
+    """The feature map of a task whose file this is, if it has one. Raises ConfigError."""
+    file = _validate(path, TaskFile, _parse(path), {})
+    if file.features is None:
+        return None
+    shown = _shown(path.parent / file.features)
+    try:
+        made = FeatureMap.decode(_read_features(path, file.features))
+    except DecodeError:
+        raise ConfigError(
+            f"{shown} is no feature map, or a damaged one: make it anew with 'edge-fi task features', or "
+            "copy it from the gateway"
+        ) from None
+    if made.shape != task.shape:
+        raise ConfigError(
+            f"{shown} is of queries {list(made.shape)}, but task {task.name} asks {list(task.shape)}: "
+            "run 'edge-fi task features'"
+        )
+    return made
+
+
+def _read_features(path: Path, name: str) -> bytes:
+    try:
+        return (path.parent / name).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the feature map {_shown(path.parent / name)} of {_shown(path)}: {error.strerror}; "
+            "copy it from the gateway, or make it there with 'edge-fi task features'"
+        ) from None
 
 
 def load_tasks(folder: Path, names: list[str]) -> dict[str, Task]:
@@ -357,7 +436,9 @@ def _origin(path: Path, place: Place, overrides: dict[Place, str]) -> str:
 
 def _suggestion(section: type[BaseModel], place: Place) -> str:
     holder = _holder(section, place[:-1])
-    known = list(holder.model_fields) if holder else []
+    if holder is None:
+        return ""  # in a table whose names are free
+    known = list(holder.model_fields)
     close = difflib.get_close_matches(str(place[-1]), known, 1)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
 

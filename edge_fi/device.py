@@ -14,9 +14,9 @@ is answered for as long as such queries may be open. Not here: the model, the cl
 tensor's meaning.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,12 +25,14 @@ from edge_fi.crypto.aead import seal as aead_seal
 from edge_fi.crypto.keys import Entropy
 from edge_fi.effects import Effect, Infer, Joined, Publish, Rejected, Ticket
 from edge_fi.errors import ProtocolError
-from edge_fi.messages import VOTE_FORMS, Array, Form, Task
+from edge_fi.messages import VOTE_FORMS, Array, Form, Task, Tensor, Trust
 from edge_fi.replay import WINDOW
 from edge_fi.session import Identity, Joiner, Session
+from edge_fi.voting.features import FeatureMap
+from edge_fi.voting.gate import Gate, gate_digest
 from edge_fi.wire import frames, payloads, presence, topics, votes
 from edge_fi.wire.frames import QueryFrame, Type
-from edge_fi.wire.payloads import Hello, Ready
+from edge_fi.wire.payloads import GATE_NAME_BYTES, Hello, Ready
 
 CHECK_EVERY_US = 1_000_000  # verifying a signature of an epoch that is not held: once a second
 PRESENCE_EVERY_US = 1_000_000  # correcting a wrong retained presence: no faster than this
@@ -56,6 +58,40 @@ class Labelling:
             raise ValueError("a model's class is none of the task's")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnGate:
+    """How a device tells its familiarity with a query. Raises ValueError where gate and map do not fit."""
+
+    gate: Gate
+    features: FeatureMap
+    is_registered: bool
+    """Whether the gateway is given the gate; else the device weighs each query itself, and claims that."""
+
+    def __post_init__(self) -> None:
+        if self.gate.map_digest != self.features.digest:
+            raise ValueError("the gate is of another feature map")
+
+    @property
+    def trust(self) -> Trust:
+        """As HELLO says it."""
+        return Trust.GATE if self.is_registered else Trust.DEVICE
+
+    @cached_property
+    def content(self) -> bytes:
+        """What is registered."""
+        return self.gate.encode(self.features)
+
+    @property
+    def name(self) -> bytes:
+        """4 bytes: by which HELLO names what is registered; zeros where nothing is."""
+        digest = gate_digest(self.content) if self.is_registered else bytes(GATE_NAME_BYTES)
+        return digest[:GATE_NAME_BYTES]
+
+    def claim(self, tensor: Tensor) -> float:
+        """Log weight that an answer claims; 0 where the gateway knows better."""
+        return 0.0 if self.is_registered else self.gate.weigh(self.features.row(tensor), self.features)
+
+
 @dataclass(slots=True)
 class _Asked:
     """What is remembered of a query: not its tensor, or 1,024 of them would fill a small device."""
@@ -64,6 +100,8 @@ class _Asked:
     settle: bytes
     forms: frozenset[Form]
     epoch: int
+    claim: float
+    """Its log weight, as the answer will state it."""
     expires_us: int
     state: str = "pending"
     answer: bytes = b""
@@ -80,11 +118,16 @@ class _Held:
 class Device:
     """One device. Give it to a pump, or to a simulator."""
 
-    def __init__(self, identity: Identity, labelling: Labelling, entropy: Entropy) -> None:
+    def __init__(
+        self, identity: Identity, labelling: Labelling, entropy: Entropy, *, gate: OwnGate | None = None
+    ) -> None:
         self.identity = identity
         self.labelling = labelling
+        self._gate = gate
         federation, task = identity.federation, labelling.task
         hello = Hello(labelling.model, task.number, task.digest())
+        if gate is not None:
+            hello = Hello(labelling.model, task.number, task.digest(), gate.trust, gate.name)
         self._joiner = Joiner(identity, payloads.encode_hello(hello), entropy)
         self._query_topic = topics.query(federation, task.number)
         self._direct_topic = topics.to_device(federation, identity.id)
@@ -101,6 +144,8 @@ class Device:
         self._former: _Held | None = None
         """The epoch before, until `_former_until_us`."""
         self._former_until_us = 0
+        self._is_gate_wanted = False
+        """Whether the gateway asked for the gate as it began the session."""
         self._rekey = b""
         """The frame that began the current epoch, where that was no WELCOME."""
         self._floor = 0
@@ -193,7 +238,7 @@ class Device:
         if now > asked.expires_us:
             asked.state = "declined"
             return [Rejected(reason="expired", seq=ticket.seq)]
-        form, code = self._vote(asked.forms, scores)
+        form, code = self._vote(asked, scores)
         header = frames.build_session_header(Type.ANSWER, session.number, session.index, ticket.seq, form)
         key = seal.answer_key(
             session.keys.answer,
@@ -226,7 +271,9 @@ class Device:
         if query.task != self.labelling.task.number or not query.tensor.fits(self.labelling.task):
             raise ProtocolError("task")
         expires_us = now + query.deadline_ms * 1000
-        self._remember(frame.seq, _Asked(query_hash, query.settle, query.forms, frame.epoch, expires_us))
+        claim = 0.0 if self._gate is None else self._gate.claim(query.tensor)
+        asked = _Asked(query_hash, query.settle, query.forms, frame.epoch, claim, expires_us)
+        self._remember(frame.seq, asked)
         return [Infer(Ticket(self._sessions, frame.seq), query.tensor)]
 
     def _held(self, number: int, *, now: int) -> _Held | None:
@@ -260,15 +307,16 @@ class Device:
 
     def _welcome(self, payload: bytes, *, now: int) -> list[Effect]:
         if self._session is not None and payload == self._session.welcome:
-            return [self._ready(self._session)]  # the gateway has not heard us
+            return [self._ready(self._session), *self._register(self._session)]  # it has not heard us
         session, welcome = self._joiner.finish(payload, now=now)
         self._session = session
         self._sessions += 1
         self._epoch = _Held(seal.Epoch.from_key(welcome.epoch, welcome.epoch_key), welcome.verify)
         self._former, self._rekey = None, b""
+        self._is_gate_wanted = welcome.wants_gate
         self._floor = self._highest = welcome.floor
         self._asked = {}
-        return [Joined("gateway"), self._ready(session), self._presence()]
+        return [Joined("gateway"), self._ready(session), *self._register(session), self._presence()]
 
     def _rekeyed(self, payload: bytes, *, now: int) -> list[Effect]:
         """A new epoch, under the session that is."""
@@ -310,6 +358,12 @@ class Device:
         frame = session.seal(Type.READY, payloads.encode_ready(ready))
         return Publish(self._answer_topic, frame)
 
+    def _register(self, session: Session) -> list[Effect]:
+        """The gate, where the gateway has asked for it."""
+        if self._gate is None or not self._gate.is_registered or not self._is_gate_wanted:
+            return []
+        return [Publish(self._answer_topic, session.seal(Type.GATE, self._gate.content))]
+
     def _presence(self) -> Publish:
         state = presence.INIT if self._session is None else presence.READY
         return Publish(self._presence_topic, state, qos=1, retain=True)
@@ -322,22 +376,21 @@ class Device:
                 self._asked.pop(old, None)
             self._highest = seq
 
-    def _vote(self, forms: frozenset[Form], scores: Array | None) -> tuple[Form, bytes]:
+    def _vote(self, asked: _Asked, scores: Array | None) -> tuple[Form, bytes]:
         """The answer's form and code: the richest form that query and owner both allow."""
-        allowed = forms & self.labelling.forms
+        allowed = asked.forms & self.labelling.forms
         classes = self.labelling.classes
         if not allowed or scores is None or scores.shape != (len(classes),) or not np.isfinite(scores).all():
             return Form.ABSTAIN, b""
         task = self.labelling.task
         form = votes.cheapest_first(list(allowed), task.classes)[-1]
         top = float(1 / np.exp(scores - scores.max()).sum())
-        log_weight = math.log(top)
         if form is Form.LABEL:  # the usual form needs no distribution over the task's classes
             label = classes[int(scores.argmax())]
-            code = votes.quantize_label(label, top, log_weight, classes=task.classes, scale=task.log_weight)
+            code = votes.quantize_label(label, top, asked.claim, classes=task.classes, scale=task.log_weight)
             return form, code
         probabilities = spread(scores, classes, task.classes)
-        return form, votes.quantize(form, probabilities, log_weight, scale=task.log_weight)
+        return form, votes.quantize(form, probabilities, asked.claim, scale=task.log_weight)
 
 
 def spread(logits: Array, classes: Sequence[int], task_classes: int) -> Array:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edge_fi.crypto import seal
 from edge_fi.crypto.keys import Entropy
 from edge_fi.messages import Form, Query, Task, Tensor
-from edge_fi.round import Round
+from edge_fi.round import Round, RoundPolicy
 from edge_fi.session import GatewayIdentity
 from edge_fi.wire import frames, payloads
 
@@ -41,6 +41,8 @@ class TaskEpoch:
         self.open: dict[int, Asked] = {}
         """By seq, in the order of their seq."""
         self.closed: dict[int, Asked] = {}
+        self.latest_policy: RoundPolicy | None = None
+        """Of the latest query."""
         self._settle_secret = settle_secret
         self._next_seq = 1
         self._begin(int.from_bytes(entropy(4), "big"), entropy)
@@ -90,6 +92,7 @@ class TaskEpoch:
         frame = signed + seal.sign_query(identity.signing, identity.federation, signed)
         asked = Asked(its_round, reference, frame, keys.number, keys.query_hash(frame), policy.forms)
         self.open[seq] = asked
+        self.latest_policy = policy
         self._asked += 1
         return asked
 

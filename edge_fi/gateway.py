@@ -10,8 +10,10 @@ Not here: the roster's file, the clock, the link; who may ask locally.
 """
 
 import heapq
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from edge_fi.admission import Admissions
 from edge_fi.asks import Asks, ClientAsk
@@ -22,14 +24,17 @@ from edge_fi.crypto.keys import Entropy
 from edge_fi.effects import Admit, Deliver, Effect, Halt, Joined, Noticed, Publish, Rejected, Restless
 from edge_fi.epoch import Asked, TaskEpoch
 from edge_fi.errors import DecodeError, ProtocolError
-from edge_fi.messages import Fate, Form, Member, Outcome, Status, Task, Tensor, Vote
+from edge_fi.messages import Fate, Form, Member, Outcome, Status, Task, Tensor, Trust, Vote
 from edge_fi.roster import Roster
 from edge_fi.round import Round, RoundPolicy
 from edge_fi.session import GatewayIdentity, Peer, Session
+from edge_fi.voting.features import FeatureMap
+from edge_fi.voting.gate import gate_digest
+from edge_fi.voting.panel import Panel
 from edge_fi.voting.strategy import STRATEGIES, Strategy
 from edge_fi.wire import frames, payloads, presence, topics, votes
 from edge_fi.wire.frames import SessionFrame, Type
-from edge_fi.wire.payloads import Refusal, Rekey, Welcome
+from edge_fi.wire.payloads import GATE_NAME_BYTES, Feedback, Refusal, Rekey, Welcome
 
 MAX_NAME_BYTES = 255  # of a strategy's name, in an OUTCOME
 MISSED_UNTIL_SILENT = 3  # rounds in a row without a sign; such a member is asked, but not awaited
@@ -49,6 +54,7 @@ _AGAIN_WAKE, _STATE_WAKE, _CATCH_UP_WAKE, _CLAIM_WAKE, _EPOCH_WAKE = 0, -1, -2, 
 class Gateway:
     """One federation's gateway. Give it to a pump, or to a simulator.
 
+    features: the feature maps of tasks that have one, by the tasks' numbers.
     is_claiming: whether it serves only after no other run of it has answered for CLAIM_US.
     """
 
@@ -61,6 +67,7 @@ class Gateway:
         *,
         policy: RoundPolicy | None = None,
         strategies: Mapping[str, Strategy] = STRATEGIES,
+        features: Mapping[int, FeatureMap] | None = None,
         is_claiming: bool = False,
     ) -> None:
         if not all(name.isascii() and 1 <= len(name) <= MAX_NAME_BYTES for name in strategies):
@@ -74,6 +81,10 @@ class Gateway:
         self._boot = int.from_bytes(entropy(4), "big")
         settle_secret = entropy(32)
         self._epochs = {task.number: TaskEpoch(task, entropy, settle_secret) for task in tasks}
+        self.panels = {
+            number: Panel(epoch.task, (features or {}).get(number)) for number, epoch in self._epochs.items()
+        }
+        """Of each task, by its number: what it knows of its members as voters."""
         self._roster = roster
         self._admissions = Admissions(identity, entropy)
         self._admissions.update(roster)
@@ -137,6 +148,10 @@ class Gateway:
         """Ids of the devices that have a session for this task, in the order of the roster."""
         return tuple(self._names[index] for index in self._cohort(task))
 
+    def latest_policy(self, task: int) -> RoundPolicy:
+        """Of the latest query of a task, for one that must look like it: clients can want it sooner."""
+        return self._epochs[task].latest_policy or self.policy
+
     def next_deadline(self) -> int | None:
         """When to call `tick`, in microseconds."""
         return self._wakes[0][0] if self._wakes else None
@@ -191,7 +206,8 @@ class Gateway:
         """The member is written down, and this is the roster with it."""
         effects = self.update(roster, now=now)
         tasks = [epoch.task for number, epoch in self._epochs.items() if admit.member.task in (0, number)]
-        frame = self._admissions.accept(admit, tasks)
+        maps = [self.panels[task.number].features for task in tasks]
+        frame = self._admissions.accept(admit, tasks, [b"" if its is None else its.encoded for its in maps])
         return [*effects, self._to_joiner(admit.invite, frame)]
 
     def not_admitted(self, admit: Admit, refusal: Refusal, *, now: int) -> list[Effect]:
@@ -239,13 +255,20 @@ class Gateway:
             # With nobody left to wait for, waiting for all of them is the better guess.
             awaited=awaited or cohort,
             opened_us=now,
-            strategy=self._strategies[policy.strategy],
+            decide=partial(self.panels[task].decide, strategy=self._strategies[policy.strategy]),
+            epoch=epoch.number,
+            familiarity=self.panels[task].familiarity(tensor),
         )
         asked = epoch.ask(self.identity, its_round, tensor, reference)
         if policy.reask_s < policy.timeout_s:
             heapq.heappush(self._wakes, (its_round.reask_us, task, its_round.seq))
         heapq.heappush(self._wakes, (its_round.deadline_us, task, its_round.seq))
         return [*effects, self._broadcast(epoch.task, asked.frame)]
+
+    def learn(self, epoch: int, seq: int, label: int) -> Outcome:
+        """What a query showed, told later: ANSWERED, or REFUSED where no such query is known any more."""
+        is_known = any(panel.learn((epoch, seq), label) for panel in self.panels.values())
+        return Outcome(status=Status.ANSWERED if is_known else Status.REFUSED, epoch=epoch, seq=seq)
 
     def tick(self, *, now: int) -> list[Effect]:
         """Time has come: re-ask silent devices, close rounds at their deadline."""
@@ -291,6 +314,8 @@ class Gateway:
                 return self._hello(peer, payload, now=now)
             if kind is Type.READY and peer.member.role == "device":
                 return self._ready(peer, payload, now=now)
+            if kind is Type.GATE and peer.member.role == "device":
+                return self._gate(peer, payload, now=now)
             if kind is Type.ASK and peer.member.role == "client":
                 return self._client_ask(peer, payload, now=now)
             raise ProtocolError("direction")
@@ -404,6 +429,8 @@ class Gateway:
         self._again.pop(index, None)
         if peer.member.role != "device":
             return []
+        for panel in self.panels.values():
+            panel.forget(index)
         topic = topics.presence(self.identity.federation, peer.member.id)
         effects: list[Effect] = [Publish(topic, b"", qos=1, retain=True)]
         for epoch in self._epochs.values():
@@ -467,7 +494,7 @@ class Gateway:
         code = open_sealed(frame.sealed, key=key, nonce=0, header=frame.header)
         effects = self._promote(peer, session, now=now)
         try:
-            vote = self._read_vote(epoch.task, peer.member, form, code)
+            vote = self._read_vote(session, asked.round, peer.member, form, code)
             fate = asked.round.add(peer.member.index, vote)
             if fate is not Fate.LATE or now < asked.round.deadline_us:
                 # Only now: a replayed answer is no sign of life. One that came before the deadline is,
@@ -483,13 +510,20 @@ class Gateway:
             effects += self._close(epoch, asked, now=now)
         return effects
 
-    def _read_vote(self, task: Task, member: Member, form: Form, code: bytes) -> Vote | None:
+    def _read_vote(
+        self, session: Session, its_round: Round, member: Member, form: Form, code: bytes
+    ) -> Vote | None:
+        task = self._epochs[session.task].task
         if form is Form.ABSTAIN:
             if code:
                 raise DecodeError("vote")
             return None
-        probabilities, log_weight = votes.dequantize(form, code, task.classes, scale=task.log_weight)
-        return Vote(device=member.id, probabilities=probabilities, log_weight=log_weight, form=form)
+        probabilities, claim = votes.dequantize(form, code, task.classes, scale=task.log_weight)
+        log_weight = its_round.familiarity.get(member.index, math.nan)
+        if session.trust is Trust.DEVICE:
+            log_weight = claim if claim > task.log_weight[0] else -math.inf
+        coverage = self.panels[task.number].coverage(member.index)
+        return Vote(member.id, probabilities, log_weight, form, coverage)
 
     def _hello(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
         body, handshake = peer.read_hello(payload, entropy=self._entropy)
@@ -514,8 +548,11 @@ class Gateway:
             floor=epoch.floor,
             epoch_key=epoch.key,
             verify=self.identity.signing.public,
+            wants_gate=hello.trust is Trust.GATE and peer.gate[:GATE_NAME_BYTES] != hello.gate,
         )
-        session = peer.welcome(payload, handshake, welcome, task=hello.task, model=hello.model)
+        session = peer.welcome(
+            payload, handshake, welcome, task=hello.task, model=hello.model, trust=hello.trust
+        )
         self._send_later(member.index, 0, now=now)
         return [Publish(self._topic_to(peer), session.welcome)]
 
@@ -553,6 +590,21 @@ class Gateway:
             effects.append(Publish(self._topic_to(peer), peer.rekey))
         return [*effects, *self._catch_up(peer, now=now)]
 
+    def _gate(self, peer: Peer, payload: bytes, *, now: int) -> list[Effect]:
+        frame = self._session_frame(peer, payload)
+        session = peer.find(frame.session)
+        content = session.open(Type.GATE, frame)
+        effects = self._promote(peer, session, now=now)
+        session.is_gate_due = False
+        try:
+            if session.trust is not Trust.GATE:
+                raise DecodeError("gate")
+            self.panels[session.task].register(peer.member.index, content)
+        except ProtocolError as error:
+            return [*effects, Rejected(reason=error.reason, peer=peer.member.id)]
+        peer.gate = gate_digest(content)
+        return effects
+
     def _catch_up(self, peer: Peer, *, now: int) -> list[Effect]:
         """Open queries that the device was asked and may have missed: it was away."""
         session, index = peer.current, peer.member.index
@@ -588,6 +640,8 @@ class Gateway:
             return effects + self._deliver(reference, Outcome(status=Status.OVERLOADED))
         try:
             ask = payloads.decode_ask(body)
+            if isinstance(ask, Feedback):
+                return effects + self._deliver(reference, self.learn(ask.epoch, ask.seq, ask.label))
             policy = self._policy_within(ask.deadline_ms)
             return effects + self.ask(ask.task, ask.tensor, reference=reference, now=now, policy=policy)
         except (ProtocolError, ValueError):
@@ -608,6 +662,11 @@ class Gateway:
     ) -> list[Effect]:
         if not peer.promote(session):
             return []
+        index = peer.member.index
+        if session.trust is not Trust.GATE and peer.gate:
+            peer.gate = b""
+            for panel in self.panels.values():
+                panel.unregister(index)
         # Counters begin anew with a session: what is kept of the old one's asks names nothing now.
         self._asks.forget(peer.member.index)
         effects: list[Effect] = [Joined(peer.member.id, forms)]

@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 MAX_CLASSES = 4096  # a vote of the richest form then stays below 4.2 kB
 MAX_RANK = 8  # dimensions of a query tensor; more is never an edge model's input
 MAX_TENSOR_BYTES = 900_000  # leaves room for the frame: NATS drops the connection above 1 MiB
+FEATURES_DIGEST_BYTES = 8
 MAX_LABEL_BYTES = 255  # of one label's UTF-8
 MAX_DEADLINE_MS = 86_400_000  # a day
 
@@ -68,8 +69,12 @@ class Task:
     log_weight: tuple[int, int] = (-8, 0)
     """Nats that the lowest and the highest weight code of an answer stand for."""
     description: str = ""
+    features: bytes = b""
+    """8 bytes: the digest of its feature map; empty where it has none."""
 
     def __post_init__(self) -> None:
+        if len(self.features) not in (0, FEATURES_DIGEST_BYTES):
+            raise ValueError(f"features must be a digest of {FEATURES_DIGEST_BYTES} bytes, or empty")
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} must be 1 to 32 of the characters a-z, 0-9 and '-'")
         if not 1 <= self.number <= 255:
@@ -108,6 +113,7 @@ class Task:
             *(nats.to_bytes(2, "big", signed=True) for nats in self.log_weight),
             self.classes.to_bytes(2, "big"),
             *(bytes([len(label.encode())]) + label.encode() for label in self.labels),
+            bytes([len(self.features)]) + self.features,
         ]
         return b"".join(parts)
 
@@ -159,6 +165,17 @@ class Query:
     tensor: Tensor
 
 
+class Trust(IntEnum):
+    """Who says how familiar a device is with a query. The values are those of HELLO frames."""
+
+    NOBODY = 0
+    """It has no gate."""
+    DEVICE = 1
+    """The device itself: its gate is private, and its claim travels in each answer."""
+    GATE = 2
+    """The gateway, from the gate that the device has registered."""
+
+
 class Vote(NamedTuple):
     """An opened, verified, dequantized answer. A gateway makes thousands a second."""
 
@@ -166,8 +183,10 @@ class Vote(NamedTuple):
     probabilities: Array
     """(classes,), sums to 1."""
     log_weight: float
-    """The weight the device claims for itself, in nats."""
+    """Its familiarity with the query in nats; NaN where that is not known, minus infinity for none."""
     form: Form
+    coverage: Array | None = None
+    """(classes,): samples that the device has of each class, where it has told."""
 
     @property
     def label(self) -> int:
@@ -212,12 +231,17 @@ class Outcome:
     agreement: float = 0.0
     """Share of the counted votes whose own label is the outcome's."""
     strategy: str = ""
+    reason: str = ""
+    """Why there is no label, where the status is ABSTAINED: "declined", "unfamiliar" or "unsure"."""
+    label_set: tuple[int, ...] = ()
+    """Classes that hold the right one as often as the gateway's policy promises; empty without one."""
     fates: tuple[tuple[str, Fate], ...] = ()
     """Every member asked and what became of it, in the order of the roster."""
     votes: tuple[Vote, ...] = ()
     """Empty at a client: votes stay with the gateway."""
+    epoch: int = 0
     seq: int = 0
-    """The query's number in its epoch; 0 when nothing was asked."""
+    """The query's number; 0 when nothing was asked. With its epoch, what feedback names it by."""
     elapsed_us: int = 0
 
     def members(self, fate: Fate) -> tuple[str, ...]:

@@ -15,13 +15,17 @@ votes are counted. A vote counts once, and is taken back only with the member th
 clock, no I/O, no keys.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edge_fi.errors import ProtocolError
 from edge_fi.messages import Fate, Form, Outcome, Status, Vote
-from edge_fi.voting.strategy import STRATEGIES, Strategy, stack
+from edge_fi.voting.panel import Key, Pooled
+from edge_fi.voting.strategy import DEFAULT
+
+Decide = Callable[[Key, Mapping[int, Vote]], Pooled]
+"""Pools the votes of a query, of which there is at least one."""
 
 Event = Literal["vote", "abstain", "settle", "expire", "revoke"]
 
@@ -52,8 +56,10 @@ class RoundPolicy:
     """Votes that are enough; 0 waits for everybody."""
     reask_s: float = 0.5
     """Silent devices are asked once more, each alone, after this long."""
-    strategy: str = "confidence"
+    strategy: str = DEFAULT
     """One of voting.strategy.STRATEGIES, or of those given to the gateway."""
+    least_confidence: float = 0.0
+    """An outcome less sure than this is none: the round abstains."""
     forms: frozenset[Form] = frozenset({Form.LABEL})
     """Forms that an answer may take. A device uses the richest that it can."""
 
@@ -66,6 +72,8 @@ class RoundPolicy:
             raise ValueError("quorum must be 1 or more, stop_after 0 or more")
         if 0 < self.stop_after < self.quorum:
             raise ValueError("stop_after must be 0 or at least the quorum")
+        if not 0 <= self.least_confidence < 1:
+            raise ValueError("least_confidence must be 0 or more, and below 1")
         if not self.forms or Form.ABSTAIN in self.forms:
             raise ValueError("forms must name at least one form that states a vote")
 
@@ -81,8 +89,12 @@ class Round:
         asked: Iterable[int],
         awaited: Iterable[int],
         opened_us: int,
-        strategy: Strategy | None = None,
+        decide: Decide,
+        epoch: int = 0,
+        familiarity: Mapping[int, float] | None = None,
     ) -> None:
+        """decide: pools the votes. familiarity: log weights of those with a registered gate."""
+        self.epoch = epoch
         self.seq = seq
         self.policy = policy
         self.opened_us = opened_us
@@ -90,7 +102,8 @@ class Round:
         self.votes: dict[int, Vote] = {}
         self.is_open = True
         self._awaited = set(awaited) & set(self.fates)
-        self._strategy = strategy or STRATEGIES[policy.strategy]
+        self.familiarity = familiarity or {}
+        self._decide = decide
 
     @property
     def deadline_us(self) -> int:
@@ -147,23 +160,31 @@ class Round:
         status = self._status(is_complete=is_complete)
         fates = tuple((names[index], fate) for index, fate in self.fates.items())
         votes = tuple(self.votes[index] for index in sorted(self.votes))
-        elapsed_us = now - self.opened_us
-        if status is not Status.ANSWERED:
-            return Outcome(status=status, fates=fates, votes=votes, seq=self.seq, elapsed_us=elapsed_us)
-        probabilities, log_weights = stack(votes)
-        pooled = self._strategy(probabilities, log_weights)
-        label = int(pooled.argmax())
-        return Outcome(
+        outcome = Outcome(
             status=status,
-            label=label,
-            probabilities=tuple(pooled.tolist()),
-            agreement=float((probabilities.argmax(axis=1) == label).mean()),
-            strategy=self.policy.strategy,
+            reason="declined" if status is Status.ABSTAINED else "",
             fates=fates,
             votes=votes,
+            epoch=self.epoch,
             seq=self.seq,
-            elapsed_us=elapsed_us,
+            elapsed_us=now - self.opened_us,
         )
+        if status is not Status.ANSWERED:
+            return outcome
+        pooled = self._decide((self.epoch, self.seq), self.votes)
+        if pooled.probabilities is None:
+            return replace(outcome, status=Status.ABSTAINED, reason=pooled.reason)
+        label = int(pooled.probabilities.argmax())
+        told = replace(
+            outcome,
+            probabilities=tuple(pooled.probabilities.tolist()),
+            label_set=pooled.label_set,
+            agreement=sum(vote.label == label for vote in votes) / len(votes),
+            strategy=self.policy.strategy,
+        )
+        if pooled.probabilities[label] < self.policy.least_confidence:
+            return replace(told, status=Status.ABSTAINED, reason="unsure")
+        return replace(told, label=label)
 
     def _status(self, *, is_complete: bool) -> Status:
         if len(self.votes) >= self.policy.quorum:

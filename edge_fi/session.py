@@ -21,7 +21,7 @@ from edge_fi.crypto.seal import (
     prologue,
 )
 from edge_fi.errors import ProtocolError
-from edge_fi.messages import Member
+from edge_fi.messages import Member, Trust
 from edge_fi.replay import ReplayWindow
 from edge_fi.wire import frames, payloads
 from edge_fi.wire.frames import SessionFrame, Type
@@ -103,6 +103,10 @@ class Session:
     """The task a device named in its HELLO; 0 for a client."""
     model: bytes = b""
     """The model a device named in its HELLO."""
+    trust: Trust = Trust.NOBODY
+    """Who says how familiar it is with a query, as its HELLO has it."""
+    is_gate_due: bool = False
+    """Whether the device was asked for its gate, and has not sent it."""
     epochs: set[int] = field(default_factory=set, repr=False)
     """Numbers of the epochs that the gateway gave a device under it."""
     hello: bytes = field(default=b"", repr=False)
@@ -128,6 +132,7 @@ class Session:
         return {
             Type.READY: self.keys.up,
             Type.REKEY: self.keys.down,
+            Type.GATE: self.keys.up,
             Type.ASK: self.keys.ask,
             Type.OUTCOME: self.keys.down,
         }[kind]
@@ -298,6 +303,8 @@ class Peer:
         """When it was last sent what it may have missed: never."""
         self.is_catching_up = False
         """Whether it will be sent that again as soon as it may."""
+        self.gate = b""
+        """The digest of the gate that it has registered; empty without one."""
         self.rekey = b""
         """The REKEY frame that the device has not acknowledged; empty if there is none."""
         self.began_us: deque[int] = deque(maxlen=RESTLESS_SESSIONS)
@@ -350,6 +357,7 @@ class Peer:
         *,
         task: int = 0,
         model: bytes = b"",
+        trust: Trust = Trust.NOBODY,
     ) -> Session:
         """A pending session, with the WELCOME frame to send."""
         header = frames.build_handshake_header(Type.WELCOME, self.member.index)
@@ -360,6 +368,8 @@ class Peer:
             SessionKeys.from_transport(*handshake.split()),
             task=task,
             model=model,
+            trust=trust,
+            is_gate_due=welcome.wants_gate,
             epochs={welcome.epoch} if welcome.epoch_key else set(),
             hello=hello,
             welcome=header + message,
@@ -370,8 +380,13 @@ class Peer:
 
     @property
     def unanswered(self) -> bytes:
-        """The WELCOME or REKEY frame that nothing has answered yet; empty if there is none."""
-        return self._pending[-1].welcome if self._pending else self.rekey
+        """The WELCOME or REKEY frame that something it asks for has not answered yet; empty if none is."""
+        if self._pending:
+            return self._pending[-1].welcome
+        if self.rekey:
+            return self.rekey
+        current = self.current
+        return current.welcome if current is not None and current.is_gate_due else b""
 
     def find(self, number: int) -> Session:
         """The live session of this number. Raises ProtocolError("session")."""

@@ -8,10 +8,12 @@ broker's files follow the roster, before the new member is told that it is one.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from edge_fi.adapters.state import State, Tally
 from edge_fi.adapters.state_hold import Hold
+from edge_fi.canaries import Canaries
+from edge_fi.clerk import Clerk
 from edge_fi.effects import Admit, Adopt, Deliver, Joined
 from edge_fi.errors import EdgeFiError, StateError
 from edge_fi.gateway import Gateway
@@ -38,14 +40,18 @@ class Steward:
         read_identity: Callable[[], GatewayIdentity],
         follow: Callable[[], object],
         log: Log,
+        canaries: Mapping[int, Canaries] | None = None,
     ) -> None:
-        """read_identity: reads the key file. follow: brings the broker's files in step with the roster."""
+        """read_identity: reads the key file. follow: brings the broker's files in step with the roster.
+        canaries: by the tasks' numbers.
+        """
         self._state = state
         self._hold = hold
         self._machine = machine
         self._read_identity = read_identity
         self._follow = follow
         self._log = log
+        self._clerk = Clerk(state.panels, machine, canaries or {}, log=log, trouble=self._trouble)
         self._roster = Roster()
         self._fates: Counter[tuple[str, Fate]] = Counter()
         self._heard: set[str] = set()
@@ -58,6 +64,7 @@ class Steward:
 
     def begin(self, roster: Roster) -> None:
         """The machine was made with this roster."""
+        self._clerk.begin(roster)
         self._accept(roster)
 
     def admit(self, admit: Admit) -> Roster:
@@ -78,7 +85,9 @@ class Steward:
         return roster
 
     def watch(self, notice: Notice) -> None:
-        """Count what members do."""
+        """Count what members do, and learn from what was known before."""
+        if self._clerk.watch(notice):
+            return
         match notice:
             case Joined(peer=peer):
                 self._heard.add(peer)
@@ -100,11 +109,12 @@ class Steward:
             self._take_in(pump)
             if self._is_broker_behind:
                 self._follow_roster()
-        return self._next_look_s - now
+        return min(self._next_look_s - now, self._clerk.look(pump.perform))
 
     def close(self) -> None:
-        """Write what was counted."""
+        """Write what was counted and learnt."""
         self._count()
+        self._clerk.close()
 
     def _take_in(self, pump: Pump) -> None:
         try:

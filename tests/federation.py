@@ -14,17 +14,19 @@ from edge_fi.crypto.aead import open_sealed
 from edge_fi.crypto.aead import seal as aead_seal
 from edge_fi.crypto.keys import KeyPair, SigningKey
 from edge_fi.crypto.noise import HandshakeKK
-from edge_fi.device import Device, Labelling
+from edge_fi.device import Device, Labelling, OwnGate
 from edge_fi.effects import Deliver, Effect, Infer, Publish
 from edge_fi.gateway import Gateway
-from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Member, Outcome, Query, Task, Tensor
+from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Member, Outcome, Query, Task, Tensor, Trust
 from edge_fi.roster import Roster
 from edge_fi.round import RoundPolicy
 from edge_fi.session import GatewayIdentity, Identity, Joiner, Peer, Session
+from edge_fi.voting.features import FeatureMap
+from edge_fi.voting.gate import gate_digest
 from edge_fi.voting.strategy import STRATEGIES, Strategy
 from edge_fi.wire import frames, payloads, votes
 from edge_fi.wire.frames import Type
-from edge_fi.wire.payloads import Ask, Hello, Ready, Rekey, Welcome
+from edge_fi.wire.payloads import Ask, Feedback, Hello, Ready, Rekey, Welcome
 from firmware_sim.fleet import Fleet, Model
 from firmware_sim.link import PERFECT, Link
 from firmware_sim.stream import Stream
@@ -95,7 +97,9 @@ class HandGateway:
         self.secret = self.entropy(32)
         self.session: Session | None = None
 
-    def welcome(self, hello: bytes, *, floor: int = 1, window_ms: int = 1000) -> bytes:
+    def welcome(
+        self, hello: bytes, *, floor: int = 1, window_ms: int = 1000, wants_gate: bool = False
+    ) -> bytes:
         """The WELCOME frame that answers this HELLO."""
         _, handshake = self.peer.read_hello(hello, entropy=self.entropy)
         assert isinstance(handshake, HandshakeKK)
@@ -110,6 +114,7 @@ class HandGateway:
                 floor=floor,
                 epoch_key=self.key,
                 verify=self.identity.signing.public,
+                wants_gate=wants_gate,
             )
         self.session = self.peer.welcome(hello, handshake, payload, task=1, model=MODEL)
         return self.session.welcome
@@ -201,12 +206,17 @@ class HandMember:
         self.epochs: dict[int, seal.Epoch] = {}
         """Every one that it was given, by number."""
         self.verify = b""
+        self.trust = Trust.NOBODY
+        self.gate = b""
+        """What it registers, where its trust is GATE."""
         self.welcomed: Welcome | None = None
 
     def hello(self, *, model: bytes = MODEL, task: Task = TASK, payload: bytes | None = None) -> bytes:
         """A new HELLO frame."""
         is_device = self.identity.role == "device"
-        usual = payloads.encode_hello(Hello(model, task.number, task.digest())) if is_device else b""
+        name = gate_digest(self.gate)[:4] if self.trust is Trust.GATE else bytes(4)
+        said = Hello(model, task.number, task.digest(), self.trust, name)
+        usual = payloads.encode_hello(said) if is_device else b""
         self.joiner._payload = usual if payload is None else payload
         self.joiner.begin(at=0)
         assert self.joiner.due_us is not None
@@ -241,6 +251,16 @@ class HandMember:
         plaintext = self.session.open(Type.REKEY, frames.parse_session_frame(frame))
         self._hold(payloads.decode_rekey(plaintext))
         return self
+
+    def registration(self, content: bytes | None = None) -> bytes:
+        """A GATE frame."""
+        assert self.session is not None
+        return self.session.seal(Type.GATE, self.gate if content is None else content)
+
+    def feedback(self, epoch: int, seq: int, label: int) -> bytes:
+        """An ASK frame that asks nothing: it tells what a query showed."""
+        assert self.session is not None
+        return self.session.seal(Type.ASK, payloads.encode_feedback(Feedback(epoch, seq, label)))
 
     def _hold(self, given: Welcome | Rekey) -> None:
         self.epoch = seal.Epoch.from_key(given.epoch, given.epoch_key)
@@ -286,6 +306,7 @@ def lone_gateway(
     policy: RoundPolicy | None = None,
     life: int = 0,
     task: Task = TASK,
+    features: FeatureMap | None = None,
     is_claiming: bool = False,
 ) -> Gateway:
     """A gateway that nobody drives, with these members; with pi-1 alone where no device is named."""
@@ -295,6 +316,7 @@ def lone_gateway(
         [task],
         Stream(f"lone gateway {life}"),
         policy=policy,
+        features=None if features is None else {task.number: features},
         is_claiming=is_claiming,
     )
 
@@ -323,9 +345,16 @@ def rotated(roster: Roster) -> Roster:
     return replace(roster, rotations=roster.rotations + 1)
 
 
-def lone_device(name: str = "pi-1", index: int = 1, *, life: int = 0, its: Labelling | None = None) -> Device:
+def lone_device(
+    name: str = "pi-1",
+    index: int = 1,
+    *,
+    life: int = 0,
+    its: Labelling | None = None,
+    gate: OwnGate | None = None,
+) -> Device:
     """A device that nobody drives."""
-    return Device(identity(name, index), its or labelling(), Stream(f"lone {name} {life}"))
+    return Device(identity(name, index), its or labelling(), Stream(f"lone {name} {life}"), gate=gate)
 
 
 def lone_client(name: str = "laptop-1", index: int = 101, *, life: int = 0) -> Client:

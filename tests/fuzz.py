@@ -36,13 +36,14 @@ from federation import (
     only_publish,
     published,
 )
+from gates import MAP, PLACES, content
 
 from edge_fi.admission import Application
 from edge_fi.applicant import Applicant
 from edge_fi.claim import Claim
 from edge_fi.effects import Admit, Effect, Machine, Publish, Rejected
 from edge_fi.gateway import Gateway
-from edge_fi.messages import Fate, Form, Outcome, Query, Status
+from edge_fi.messages import Fate, Form, Outcome, Query, Status, Trust
 from edge_fi.roster import Invitation, Roster
 from edge_fi.session import Session
 from edge_fi.wire import frames, payloads
@@ -102,6 +103,7 @@ def targets() -> dict[Type, Target]:
         Type.HELLO: _hello(),
         Type.WELCOME: _welcome(),
         Type.READY: _ready(),
+        Type.GATE: _gate(),
         Type.REKEY: _rekey(),
         Type.ASK: _ask(),
         Type.OUTCOME: _outcome(),
@@ -167,6 +169,17 @@ def _welcome() -> Target:
 def _sealer(session: Session | None, kind: Type) -> Callable[[bytes], bytes]:
     assert session is not None
     return lambda text: session.seal(kind, text)
+
+
+def _gate() -> Target:
+    gateway = lone_gateway(task=PLACES, features=MAP)
+    device = HandMember()
+    device.trust, device.gate = Trust.GATE, content(3)
+    device.joiner.begin(at=0)
+    device.welcome(only_publish(gateway.receive(DEVICE, device.hello(task=PLACES), now=0)).payload)
+    assert device.session is not None
+    frame = device.registration()
+    return Target(gateway, DEVICE, frame, _sealer(device.session, Type.GATE), device.gate)
 
 
 def _ready() -> Target:

@@ -65,7 +65,11 @@ def _rekey(data: bytes) -> None:
 
 
 def _ask(data: bytes) -> None:
-    _same(payloads.encode_ask(payloads.decode_ask(data)), data)
+    said = payloads.decode_ask(data)
+    if isinstance(said, payloads.Feedback):
+        _same(payloads.encode_feedback(said), data)
+    else:
+        _same(payloads.encode_ask(said), data)
 
 
 def _vote(data: bytes) -> None:

@@ -7,7 +7,7 @@ queries, answers, SETTLED. No clock and no retries: those belong to whoever driv
 import hmac
 import math
 import struct
-from hashlib import blake2b
+from hashlib import blake2b, shake_256
 from typing import Any
 
 from nacl import bindings
@@ -16,7 +16,13 @@ from nacl.exceptions import CryptoError
 DTYPES = (4, 2, 1, 1)  # float32, float16, uint8, int8
 BITS = {2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 SIZES = {0x01: (91, 1_000_000), 0x02: (24, 4121), 0x03: (26, 26), 0x10: (60, 256), 0x11: (52, 256)}
-SIZES |= {0x12: (24, 1024), 0x13: (24, 1024), 0x20: (25, 1_000_000), 0x21: (25, 1_000_000)}
+SIZES |= {
+    0x12: (24, 1024),
+    0x13: (24, 1024),
+    0x14: (25, 16_408),
+    0x20: (25, 1_000_000),
+    0x21: (25, 1_000_000),
+}
 SIZES |= {0x30: (110, 110), 0x31: (54, 200_000), 0x32: (15, 15)}
 SIZES |= {0x40: (38, 1_000_000), 0x41: (26, 26), 0x42: (26, 26)}
 
@@ -81,6 +87,8 @@ class SecondDevice:
         self.epoch: Held | None = None
         self.former: Held | None = None
         self.welcomed = self.rekeyed = b""
+        self.gate = bytes.fromhex(config.get("gate", ""))
+        self.wants_gate = False
         self.asked: dict[int, dict[str, Any]] = {}
 
     def task_digest(self) -> bytes:
@@ -91,6 +99,8 @@ class SecondDevice:
         )
         parts += struct.pack(">hhH", *task["log_weight"], len(labels))
         parts += b"".join(bytes([len(label)]) + label for label in labels)
+        features = bytes.fromhex(self.task["features"])
+        parts += bytes([len(features)]) + features
         return blake2b(parts, digest_size=8, person=b"fi1 task").digest()
 
     def hello(self, ephemeral: bytes) -> bytes:
@@ -104,6 +114,8 @@ class SecondDevice:
         self.chain, _ = hkdf(self.chain, dh(ephemeral, self.gateway))
         self.chain, key = hkdf(self.chain, static_shared)
         payload = self.model + bytes([self.task["number"]]) + self.task_digest()
+        named = blake2b(self.gate, digest_size=8, person=b"fi1 gate").digest()[:4]
+        payload += b"\x02" + named if self.gate else bytes(5)
         sealed = crypt(payload, key[:32], 0, self.hash, opening=False)
         self.hash = blake2b(self.hash + sealed).digest()
         maced = struct.pack(">BBH", 0x10, 0, self.index) + public + sealed
@@ -137,9 +149,10 @@ class SecondDevice:
         chain, _ = hkdf(self.chain, dh(self.ephemeral, public))
         chain, key = hkdf(chain, dh(self.static, public))
         payload = crypt(sealed, key[:32], 0, mixed, opening=True)
-        check(len(payload) == 79 and payload[0] < 16, "payload")
+        check(len(payload) == 79 and payload[0] & 0x7F < 16, "payload")
         up, down = (part[:32] for part in hkdf(chain, b""))
         self.session, _, _, epoch, self.floor, key, verify = struct.unpack(">BIHII32s32s", payload)
+        self.wants_gate, self.session = self.session > 127, self.session & 0x7F
         self.epoch, self.former = Held(epoch, key, verify), None
         self.answer_key, self.up_key = derive(up, "fi1 answer"), derive(up, "fi1 frame")
         self.down_key = derive(down, "fi1 frame")
@@ -169,6 +182,14 @@ class SecondDevice:
         self.counter += 1
         said = b"\0\xfe" + struct.pack(">I", self.epoch.number)
         return header + crypt(said, self.up_key, self.counter - 1, header, opening=False)
+
+    def registration(self) -> bytes:
+        """The GATE that follows READY where the WELCOME wants it, also its copy."""
+        if not (self.gate and self.wants_gate):
+            return b""
+        header = struct.pack(">BBHI", 0x14, self.session << 4, self.index, self.counter)
+        self.counter += 1
+        return header + crypt(self.gate, self.up_key, self.counter - 1, header, opening=False)
 
     def held(self, number: int, at_ms: int) -> Held | None:
         if self.epoch and self.epoch.number == number:
@@ -242,7 +263,7 @@ class SecondDevice:
         for label, odd in zip(self.known, odds, strict=True):
             probabilities[label] = odd / sum(odds)
         form = max(allowed, key=lambda form: (size(form, classes), form))
-        return form, encode(form, probabilities, math.log(max(probabilities)), self.task["log_weight"])
+        return form, encode(form, probabilities, 0.0, self.task["log_weight"])
 
 
 def size(form: int, classes: int) -> int:
@@ -267,3 +288,41 @@ def encode(form: int, probabilities: list[float], log_weight: float, scale: list
         value = value << bits | math.floor(p / top * (2**bits - 1) + 0.5)
     length = size(form, classes) - 1
     return leading + (value << length * 8 - bits * classes).to_bytes(length, "big")
+
+
+def place(features: bytes, elements: list[float]) -> tuple[list[float], list[float], float, float]:
+    """Of a map of kind columns: the query's row, the steps, the dimension and the origin."""
+    check(features[:4] == b"FM1\0", "features")
+    rank = features[5]
+    at = 6 + 4 * rank
+    d, m, _, dimension, origin = struct.unpack_from(">IHIff", features, at)
+    values = struct.unpack_from(f"<{2 * d}f{m * d}e{m}f", features, at + 18)
+    mean, scale, axes, steps = values[:d], values[d : 2 * d], values[2 * d : -m], values[-m:]
+    scaled = [(x - its) / by for x, its, by in zip(elements, mean, scale, strict=True)]
+    row = [sum(a * x for a, x in zip(axes[j * d : (j + 1) * d], scaled, strict=True)) for j in range(m)]
+    return row, list(steps), dimension, origin
+
+
+def familiarity(features: bytes, gate: bytes, elements: list[float]) -> float | None:
+    """Log weight of a query; None where it is unfamiliar."""
+    row, steps, dimension, origin = place(features, elements)
+    _, k, m, classes, floor, bias, step = struct.unpack_from(">8sBBHfff", gate, 3)
+    at, terms = 27 + 2 * classes, []
+    for _ in range(k):
+        count, spread, *codes = struct.unpack_from(f">Hf{m}b", gate, at)
+        at += 6 + m
+        square = sum((z - code * by) ** 2 for z, code, by in zip(row, codes, steps, strict=True))
+        terms.append(math.log(count) - dimension / 2 * (math.log(spread) + square / spread))
+    highest = max(terms)
+    density = highest + math.log(sum(math.exp(term - highest) for term in terms))
+    if density < floor:
+        return None
+    if not step:
+        return float(0.7 * density - origin)
+    stream = shake_256(b"fi1 random features").digest((m + 1) * 1024)
+    ratio = bias
+    for j, code in enumerate(struct.unpack_from(">1024b", gate, at)):
+        turn = [(stream[i * 1024 + j] / 127.5 - 1) for i in range(m + 1)]
+        feature = math.sqrt(3 / m) * sum(w * z for w, z in zip(turn[:m], row, strict=True)) + turn[m]
+        ratio += max(0.0, feature) * code * step
+    return float((density + ratio) / 2 - origin)

@@ -219,6 +219,8 @@ class Task:
     low: int
     high: int
     labels: tuple[str, ...]
+    features: str = ""
+    """The digest of its feature map, in hex."""
 
     @classmethod
     def read(cls, c: Cursor) -> "Task":
@@ -230,17 +232,21 @@ class Task:
             labels = tuple(c.take(c.number(1)).decode() for _ in range(c.number(2)))
         except UnicodeDecodeError:
             raise Dropped("payload") from None
+        features = c.take(c.number(1))
+        check(len(features) in (0, 8), "payload")
+        check(len(c.take(c.number(4))) == 0 or features, "payload")  # the map, which is not used here
         check(number and dtype in ELEMENT_BYTES and low < high, "payload")
         check(1 <= len(shape) <= 8 and all(shape), "payload")
         check(math.prod(shape) * ELEMENT_BYTES[dtype] <= 900_000, "payload")
         check(2 <= len(labels) <= 4096 and all(labels) and len(set(labels)) == len(labels), "payload")
-        return cls(name, number, dtype, shape, low, high, labels)
+        return cls(name, number, dtype, shape, low, high, labels, features.hex())
 
     def digest(self) -> bytes:
         """What HELLO names."""
         head = struct.pack(f">BBB{len(self.shape)}I", self.number, self.dtype, len(self.shape), *self.shape)
         head += struct.pack(">hhH", self.low, self.high, len(self.labels))
-        return digest(b"", "fi1 task", head + b"".join(len8(label.encode()) for label in self.labels), 8)
+        labels = b"".join(len8(label.encode()) for label in self.labels)
+        return digest(b"", "fi1 task", head + labels + len8(bytes.fromhex(self.features)), 8)
 
 
 @dataclass(frozen=True)
@@ -558,7 +564,7 @@ class Device(Party):
         noise = Noise(b"Noise_KK_25519_ChaChaPoly_BLAKE2b", self.prologue, sm, self.gateway, em)
         noise.mix_key(dh(private, self.gateway))
         noise.mix_key(self.shared)
-        sealed = noise.emit(self.model + bytes([self.task.number]) + self.task.digest())
+        sealed = noise.emit(self.model + bytes([self.task.number]) + self.task.digest() + bytes(5))
         hello = struct.pack(">BBH", HELLO, 0, self.index) + em + sealed
         mac_key = digest(self.shared, "fi1 hello key", self.prologue, 32)
         self.hello = hello + digest(mac_key, "fi1 hello mac", hello, 8)
@@ -615,10 +621,11 @@ class Device(Party):
         check(self.hello and self.noise, "unexpected")
         assert self.noise
         noise, text = self.noise.read_message_2(frame[4:], self.ephemeral, self.private)
-        if len(text) != 79 or text[0] > 15:
+        if len(text) != 79 or text[0] & 0x7F > 15:
             self.spoilt = True
             raise Dropped("payload")
         number, boot, window, epoch, floor = struct.unpack(">BIHII", text[:15])
+        number &= 0x7F  # the highest bit asks for a gate, and this device has none
         to_gateway, to_member, _ = noise.hkdf(b"")
         first = Epoch(epoch, text[15:47], text[47:79])
         keys = to_gateway[:32], to_member[:32]
@@ -723,7 +730,7 @@ class Device(Party):
             form = 0
         elif form:
             p = distribution(scores, self.known, classes)
-            code = encode_vote(form, p, math.log(max(p)), self.task.low, self.task.high)
+            code = encode_vote(form, p, 0.0, self.task.low, self.task.high)
         head = struct.pack(">BBHI", ANSWER, s.number << 4 | form, self.index, query.seq)
         context = head + struct.pack(">I", query.epoch) + query.hash + self.model
         query.answer = head + seal(digest(s.k_answer, "fi1 answer key", context, 32), 0, head, code)

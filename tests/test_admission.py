@@ -55,7 +55,7 @@ def accepted(door: Door, application: Application, *, number: int = 1, now: int 
 def test_whoever_holds_an_invite_becomes_a_member_in_its_role(role: str) -> None:
     door, its = open_door("pi-7", role)
     accept = accepted(door, application_of(its))
-    assert accept == Accept(index=2, version=1, task=0, tasks=(TASK,))
+    assert accept == Accept(index=2, version=1, task=0, tasks=(TASK,), features=(b"",))
     joined = Member(id="pi-7", index=2, role=role, public=key_pair("pi-7").public)
     assert door.keeper.roster.members == (member("pi-1", 1), joined)
     assert door.keeper.roster.invitations == (replace(its, redeemed_by=joined.public),)
@@ -139,6 +139,7 @@ def long_task(number: int, size: int) -> Task:
     """A task whose name and definition take this many bytes in an ACCEPT."""
     name = f"task-{number}"
     left = size - 1 - len(name) - len(replace(TASK, labels=("a", "b")).definition()) + 2 * 2
+    left -= 4  # the length of its map
     lengths = [249] * (left // 250 - 1)  # and a byte that says so
     left -= 250 * len(lengths)
     lengths += [left // 2 - 1, left - left // 2 - 1]
@@ -617,7 +618,7 @@ def test_an_accept_whose_content_is_none_is_dropped() -> None:
         psk=keys.psk,
     )
     handshake.read_message_1(frames.parse_joining(application.join).message)
-    nobody = payloads.encode_accept(Accept(index=0, version=1, task=0, tasks=()), longest=100)
+    nobody = payloads.encode_accept(Accept(index=0, version=1, task=0, tasks=(), features=()), longest=100)
     answer = frames.build_joining_header(Type.ACCEPT, 1) + handshake.write_message_2(nobody)
     assert reason_of(application, answer) == "payload"
 

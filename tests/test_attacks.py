@@ -4,6 +4,7 @@ After each attack the machine is what it was (`state_of` compares all of it, in 
 `Rejected` came out, and the next honest frame is unharmed.
 """
 
+import math
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ from edge_fi.device import Device
 from edge_fi.effects import Adopt, Deliver, Effect, Halt, Joined, Publish, Rejected
 from edge_fi.errors import SealError
 from edge_fi.gateway import Gateway
-from edge_fi.messages import VOTE_FORMS, Fate, Form, Member, Outcome, Status, Vote
+from edge_fi.messages import VOTE_FORMS, Fate, Form, Member, Outcome, Status, Trust, Vote
 from edge_fi.replay import ReplayWindow
 from edge_fi.roster import Roster
 from edge_fi.round import RoundPolicy
@@ -72,9 +73,9 @@ Machine = Device | Gateway | Client
 
 # What a machine is, in depth
 
-NOT_STATE = {"_entropy", "entropy", "_mac_key", "_next_check_us"}
-"""The dice; a key that is computed once for each member, whoever comes first; and the time until which
-queries of unknown epochs are not looked at, which exists to be moved by strangers."""
+NOT_STATE = {"_decide", "_entropy", "entropy", "_mac_key", "_next_check_us"}
+"""A function; the dice; a key that is computed once for each member, whoever comes first; and the time until
+which queries of unknown epochs are not looked at, which exists to be moved by strangers."""
 
 
 def state_of(thing: object) -> object:
@@ -86,7 +87,9 @@ def state_of(thing: object) -> object:
     if isinstance(thing, list | tuple | set | frozenset | deque):
         return [state_of(one) for one in thing]
     if isinstance(thing, np.ndarray):
-        return thing.tolist()
+        return state_of(thing.tolist())
+    if isinstance(thing, float) and math.isnan(thing):
+        return "nan"  # which is equal to itself
     names = getattr(thing, "__dict__", None) or getattr(thing, "__slots__", ())
     if callable(thing) or not names or isinstance(thing, int | bytes | str):
         return thing
@@ -1063,6 +1066,9 @@ def test_a_vote_over_another_number_of_classes_is_dropped() -> None:
 
 def test_a_weight_cannot_exceed_the_tasks_scale() -> None:
     gateway, device, fellow, _ = a_gateway()
+    for its in (device, fellow):
+        its.trust = Trust.DEVICE
+        its.join(gateway)
     query = ask(gateway)
     gateway.receive(A, device.answer(query, b"\x03\xff"), now=1)
     effects = gateway.receive(fellow.topic, fellow.answer(query, code(1)), now=1)

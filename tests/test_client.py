@@ -18,12 +18,19 @@ ANSWER = Outcome(
     label=2,
     probabilities=(0.0, 0.0, 1.0, 0.0),
     agreement=1.0,
-    strategy="confidence",
+    strategy="familiarity",
     fates=(("pi-1", Fate.COUNTED),),
     seq=7,
     elapsed_us=9,
 )
 UNREACHABLE = Outcome(status=Status.UNREACHABLE)
+
+
+def question(payload: bytes) -> Ask:
+    """What an ASK of a task says."""
+    told = decode_ask(payload)
+    assert isinstance(told, Ask)
+    return told
 
 
 def hand_gateway(life: int = 0) -> HandGateway:
@@ -104,7 +111,7 @@ def test_a_stray_welcome_is_a_hint_that_the_session_is_lost() -> None:
     assert client.receive(CD, stray, now=SECOND) == [Rejected(reason="unexpected")]
     reborn = hand_gateway(life=1)
     assert rejoin(client, reborn, now=2 * SECOND) == [Joined("gateway")]
-    assert decode_ask(reborn.open(only_publish(ask(client, now=2 * SECOND)).payload)).task == 1
+    assert question(reborn.open(only_publish(ask(client, now=2 * SECOND)).payload)).task == 1
 
 
 def test_a_welcome_before_the_hello_was_sent_is_unexpected() -> None:
@@ -126,14 +133,14 @@ def test_a_client_renews_its_session_after_a_day_and_asks_under_the_old_one_unti
     assert hello.payload[0] == 0x10
     now = SESSION_US + 1
     asked = only_publish(ask(client, now=now))
-    assert decode_ask(gateway.open(asked.payload)).task == 1
+    assert question(gateway.open(asked.payload)).task == 1
     assert client.receive(CD, gateway.outcome(0, ANSWER), now=now) == [Deliver("me", ANSWER)]
     still = only_publish(ask(client, now=now, reference="later"))
     old = gateway.session
     begun, again = client.receive(CD, gateway.welcome(hello.payload), now=now)
     assert begun == Joined("gateway") and isinstance(again, Publish)
     assert gateway.session is not old and again.payload != still.payload
-    assert decode_ask(gateway.open(again.payload)).task == 1
+    assert question(gateway.open(again.payload)).task == 1
     assert client.receive(CD, gateway.outcome(0, ANSWER), now=now) == [Deliver("later", ANSWER)]
     assert client.next_deadline() == now + SESSION_US
 
@@ -152,7 +159,7 @@ def test_a_question_is_sealed_for_the_session_and_its_outcome_delivered() -> Non
     client, gateway = joined()
     message = only_publish(ask(client))
     assert message.topic == CA
-    assert decode_ask(gateway.open(message.payload)) == Ask(1, 5000, TENSOR)
+    assert question(gateway.open(message.payload)) == Ask(1, 5000, TENSOR)
     assert client.receive(CD, gateway.outcome(0, ANSWER), now=1) == [Deliver("me", ANSWER)]
     assert client.next_deadline() == SESSION_US
 
@@ -182,7 +189,7 @@ def test_a_question_asked_before_the_session_is_sent_when_it_begins() -> None:
     joined_, first, second = client.receive(CD, gateway.welcome(hello.payload), now=2)
     assert joined_ == Joined("gateway")
     assert isinstance(first, Publish) and isinstance(second, Publish)
-    assert [decode_ask(gateway.open(m.payload)).task for m in (first, second)] == [1, 1]
+    assert [question(gateway.open(m.payload)).task for m in (first, second)] == [1, 1]
 
 
 def test_a_question_asked_while_the_link_is_down_is_sent_when_it_is_up() -> None:
@@ -191,7 +198,7 @@ def test_a_question_asked_while_the_link_is_down_is_sent_when_it_is_up() -> None
     assert ask(client, now=1) == []
     assert client.next_deadline() == 1 + 5 * SECOND + GRACE_US
     message = only_publish(client.connected(now=2))
-    assert decode_ask(gateway.open(message.payload)).tensor == TENSOR
+    assert question(gateway.open(message.payload)).tensor == TENSOR
 
 
 def test_a_question_is_given_up_a_little_after_its_deadline() -> None:
@@ -286,7 +293,7 @@ def test_another_boot_of_the_gateway_causes_a_hello_within_the_window_and_questi
     joined_, again = rejoin(client, reborn := hand_gateway(life=1), now=due)
     assert joined_ == Joined("gateway") and isinstance(again, Publish)
     assert again.payload != old.payload
-    assert decode_ask(reborn.open(again.payload)) == decode_ask(gateway.open(old.payload))
+    assert question(reborn.open(again.payload)) == question(gateway.open(old.payload))
 
 
 @pytest.mark.parametrize("state", [b"ready 000b0070", b"lost", b"disconnected", b"", b"ready 0x123456"])

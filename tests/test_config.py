@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from edge_fi import config
+from edge_fi.demo import members
 from edge_fi.errors import ConfigError
 from edge_fi.messages import ROLES, VOTE_FORMS, Form
 from edge_fi.round import RoundPolicy
@@ -33,6 +34,8 @@ def test_the_shipped_files_load_and_state_the_defaults() -> None:
     assert config.round_policy(CONFIGS / "gateway.toml", gateway.round) == RoundPolicy()
     tasks = config.load_tasks(CONFIGS, gateway.tasks)
     assert tasks["digits"].labels == tuple("0123456789")
+    shared = config.load_features(CONFIGS / gateway.tasks[0], tasks["digits"])
+    assert shared is not None and shared.digest == members.task().features, "the map is not the demo's"
     assert device.model.labels is not None and set(device.model.labels) < set("0123456789")
     assert (CONFIGS / device.model.path).exists()
     assert config.forms(CONFIGS, device.answer_forms) == frozenset(VOTE_FORMS)
@@ -214,6 +217,8 @@ dtype = "uint8"
         ('name = "sorts"', "", "key name is missing"),
         ('name = "sorts"', 'name = "sorts"\nlog_weight = [0]', "log_weight must be two"),
         ('name = "sorts"', 'name = "sorts"\nlog_weight = [0, -8]', "the lower first"),
+        ('name = "sorts"', 'name = "sorts"\nlog_weight = []', "log_weight must be two"),
+        ('name = "sorts"', 'name = "sorts"\nfeatures = "gone.features"', "cannot read the feature map"),
     ],
 )
 def test_a_task_file_is_checked(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -237,8 +242,9 @@ def test_tasks_of_one_name_or_number_are_refused(tmp_path: Path) -> None:
     [
         (
             "strategy = 'best'",
-            "round.strategy: 'best' is none of hard, linear, logarithmic, entropy, confidence",
+            "round.strategy: 'best' is none of hard, linear, logarithmic, entropy, consensus, spectral",
         ),
+        ("least_confidence = 1.0", "round: least_confidence must be 0 or more, and below 1"),
         ("reask_s = nan", "round: reask_s must be above 0"),
         ("quorum = 0", "quorum must be 1 or more"),
         ("timeout_s = 0", "timeout_s must be 0.001 to 86400"),

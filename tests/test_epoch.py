@@ -1,14 +1,17 @@
 """One task's epoch: its number and keys, the seqs that outlive it, and the rounds that do."""
 
+from collections.abc import Mapping
+
 import pytest
 from federation import FEDERATION, TASK, TENSOR, gateway_identity
 
 from edge_fi import epoch as epoch_module
 from edge_fi.crypto import seal
 from edge_fi.epoch import CLOSED_KEPT, MAX_AHEAD, MAX_QUERIES, Asked, TaskEpoch
-from edge_fi.messages import Form, Query
+from edge_fi.messages import Form, Query, Vote
 from edge_fi.replay import WINDOW
 from edge_fi.round import Round, RoundPolicy
+from edge_fi.voting.panel import Key, Pooled
 from edge_fi.wire import frames, payloads
 from firmware_sim.stream import Stream
 
@@ -20,9 +23,15 @@ def make_epoch(seed: str = "epoch") -> TaskEpoch:
     return TaskEpoch(TASK, Stream(seed), SECRET)
 
 
+def _never(key: Key, votes: Mapping[int, Vote]) -> Pooled:
+    raise AssertionError("no vote can come")
+
+
 def ask(epoch: TaskEpoch, *, policy: RoundPolicy | None = None) -> Asked:
     """A query to nobody."""
-    its_round = Round(seq=epoch.next_seq(), policy=policy or RoundPolicy(), asked=(), awaited=(), opened_us=0)
+    its_round = Round(
+        seq=epoch.next_seq(), policy=policy or RoundPolicy(), asked=(), awaited=(), opened_us=0, decide=_never
+    )
     return epoch.ask(gateway_identity(), its_round, TENSOR, "me")
 
 

@@ -15,7 +15,7 @@ from edge_fi.gateway import EPOCH_US, MISSED_UNTIL_SILENT
 from edge_fi.messages import Array, Fate, Form, Outcome, Status, Task, Tensor
 from edge_fi.round import RoundPolicy
 from edge_fi.session import SESSION_US
-from edge_fi.voting.strategy import STRATEGIES
+from edge_fi.voting.strategy import STRATEGIES, Ballots
 from edge_fi.wire.frames import parse_query
 from edge_fi.wire.topics import matches
 from firmware_sim.clock import Clock
@@ -69,18 +69,18 @@ def test_every_strategy_finds_what_all_agree_on(strategy: str) -> None:
     assert (outcome.label, outcome.strategy) == (2, strategy)
 
 
-def test_a_sure_device_outweighs_two_hesitant_ones_by_confidence_and_not_by_count() -> None:
+def test_without_gates_a_sure_device_outweighs_two_hesitant_ones_and_not_by_count() -> None:
     def label(strategy: str) -> int | None:
         policy = RoundPolicy(strategy=strategy, forms=frozenset({Form.PROBS_8}))
         return Federation([HESITANT_A, HESITANT_A, B_], policy=policy).join().ask().label
 
-    assert label("confidence") == 1
+    assert label("familiarity") == 1
     assert label("hard") == 0
 
 
 def test_a_strategy_of_the_users_own_decides() -> None:
-    def veto(probabilities: Array, log_weights: Array) -> Array:
-        smallest: Array = probabilities.min(axis=0)
+    def veto(ballots: Ballots) -> Array:
+        smallest: Array = ballots.probabilities.min(axis=0)
         return np.asarray(smallest / smallest.sum(), np.float64)
 
     federation = Federation([A_, A_], policy=RoundPolicy(strategy="veto"), strategies={"veto": veto})

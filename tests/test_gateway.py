@@ -26,7 +26,7 @@ from edge_fi.gateway import AGAIN_US, EPOCH_US, MISSED_UNTIL_SILENT, Gateway
 from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Outcome, Status, Task, Tensor
 from edge_fi.replay import WINDOW
 from edge_fi.round import RoundPolicy
-from edge_fi.voting.strategy import STRATEGIES, Strategy
+from edge_fi.voting.strategy import STRATEGIES, Ballots, Strategy
 from edge_fi.wire import frames
 from edge_fi.wire.payloads import Ready, decode_query, encode_ready
 from firmware_sim.stream import Stream
@@ -530,8 +530,8 @@ def test_a_strategys_name_of_any_allowed_length_reaches_the_client(name: str) ->
 
 
 def test_a_strategy_of_the_users_own_is_used() -> None:
-    def last(probabilities: Array, log_weights: Array) -> Array:
-        return np.asarray(probabilities[-1])
+    def last(ballots: Ballots) -> Array:
+        return np.asarray(ballots.probabilities[-1])
 
     gateway = make_gateway({"last": last}, policy=RoundPolicy(strategy="last"))
     device = HandMember().join(gateway)

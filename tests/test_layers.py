@@ -41,13 +41,24 @@ FLOORS = {
     "edge_fi.round": 1,
     "edge_fi.session": 1,
     "edge_fi.voting": 1,
+    "edge_fi.voting.calibration": 1,
+    "edge_fi.voting.clusters": 1,
+    "edge_fi.voting.conformal": 1,
+    "edge_fi.voting.contribution": 1,
+    "edge_fi.voting.features": 1,
+    "edge_fi.voting.gate": 1,
+    "edge_fi.voting.hog": 1,
+    "edge_fi.voting.jury": 1,
+    "edge_fi.voting.panel": 1,
     "edge_fi.voting.pool": 1,
+    "edge_fi.voting.scores": 1,
     "edge_fi.voting.strategy": 1,
     "edge_fi.applicant": 2,
     "edge_fi.device": 2,
     "edge_fi.gateway": 2,
     "edge_fi.client": 2,
     "firmware_sim.clock": 2,
+    "firmware_sim.liars": 2,
     "firmware_sim.link": 2,
     "firmware_sim.stream": 2,
     # Below this line there is a world: I/O, clocks, dice.
@@ -56,14 +67,19 @@ FLOORS = {
     "edge_fi.adapters.keyfile": 3,
     "edge_fi.adapters.mqtt": 3,
     "edge_fi.adapters.onnx": 3,
+    "edge_fi.adapters.samples": 3,
     "edge_fi.adapters.state": 3,
     "edge_fi.adapters.state_backup": 3,
     "edge_fi.adapters.state_file": 3,
     "edge_fi.adapters.state_hold": 3,
+    "edge_fi.adapters.state_panels": 3,
     "edge_fi.adapters.state_tables": 3,
     "edge_fi.adapters.systemd": 3,
     "edge_fi.adapters.tls": 3,
+    "edge_fi.canaries": 3,
+    "edge_fi.clerk": 3,
     "edge_fi.config": 3,
+    "edge_fi.plugins": 3,
     "edge_fi.log": 3,
     "edge_fi.pump": 3,
     "edge_fi.steward": 3,
@@ -101,7 +117,19 @@ SIBLINGS = {
     "edge_fi.session": ("edge_fi.replay",),
     "edge_fi.voting": ("edge_fi.voting",),
     "edge_fi.adapters.mqtt": ("edge_fi.adapters.inbound", "edge_fi.adapters.tls"),
-    "edge_fi.adapters.state": ("edge_fi.adapters.state_file", "edge_fi.adapters.state_tables"),
+    "edge_fi.adapters.state": (
+        "edge_fi.adapters.state_file",
+        "edge_fi.adapters.state_panels",
+        "edge_fi.adapters.state_tables",
+    ),
+    "edge_fi.adapters.state_panels": ("edge_fi.adapters.state_tables",),
+    "edge_fi.canaries": ("edge_fi.adapters.samples",),
+    "edge_fi.clerk": (
+        "edge_fi.adapters.state_panels",
+        "edge_fi.canaries",
+        "edge_fi.log",
+        "edge_fi.pump",
+    ),
     "edge_fi.adapters.state_backup": (
         "edge_fi.adapters.state_file",
         "edge_fi.adapters.state_hold",
@@ -112,13 +140,17 @@ SIBLINGS = {
     "edge_fi.steward": (
         "edge_fi.adapters.state",
         "edge_fi.adapters.state_hold",
+        "edge_fi.canaries",
+        "edge_fi.clerk",
         "edge_fi.log",
         "edge_fi.pump",
     ),
+    "edge_fi.config": ("edge_fi.plugins",),
     "edge_fi.log": ("edge_fi.adapters.mqtt", "edge_fi.pump"),
     "edge_fi.__main__": ("edge_fi.cli",),
     "edge_fi.cli": ("edge_fi.cli", "edge_fi.demo"),
     "edge_fi.demo": ("edge_fi.demo",),
+    "firmware_sim.liars": ("firmware_sim.stream",),
     "firmware_sim.link": ("firmware_sim.stream",),
 }
 """What a module, or every module of a package, may import of its own floor."""
@@ -162,7 +194,7 @@ IMPURE_BUILTINS = frozenset({"open", "print", "input", "breakpoint", "eval", "ex
 
 ONLY_IN = {
     "nacl._sodium": ("edge_fi.crypto.aead",),
-    "onnxruntime": ("edge_fi.adapters.onnx", "edge_fi.demo.make_assets"),
+    "onnxruntime": ("edge_fi.adapters.onnx", "edge_fi.demo.make_assets", "edge_fi.demo.make_watch"),
     "paho": ("edge_fi.adapters.mqtt",),
 }
 """Foreign packages, and the modules that translate them."""
@@ -299,7 +331,8 @@ def test_every_place_is_taken() -> None:
 
 
 def test_the_core_is_all_of_edge_fi_but_its_edge() -> None:
-    edge = {"adapters", "cli", "config", "demo", "log", "pump", "steward", "__main__"}
+    edge = {"adapters", "canaries", "clerk", "cli", "config", "demo", "log", "plugins", "pump", "steward"}
+    edge |= {"__main__"}
     core = {module for module in modules() if is_within(module, "edge_fi") and (floor_of(module) or 0) <= 2}
     assert core == {
         module

@@ -101,7 +101,7 @@ def test_a_task_may_not_have_this(changes: dict[str, Any], message: str) -> None
 def test_the_digest_of_a_task_is_over_these_bytes() -> None:
     content = bytes.fromhex("07 00 02")  # number, float32, rank
     content += bytes.fromhex("00000002 00000003 fff8 0000 0002")  # sizes, -8 and 0 nats, labels
-    content += b"\x04ripe" + b"\x06rotten"
+    content += b"\x04ripe" + b"\x06rotten" + b"\x00"
     expected = crypto_generichash_blake2b_salt_personal(
         content, digest_size=8, person=b"fi1 task".ljust(16, b"\0")
     )

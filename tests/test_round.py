@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from edge_fi import round as round_module
 from edge_fi.errors import ProtocolError
 from edge_fi.messages import Array, Fate, Form, Outcome, Status, Vote
-from edge_fi.round import TRANSITIONS, Event, Round, RoundPolicy
+from edge_fi.round import TRANSITIONS, Decide, Event, Round, RoundPolicy
+from edge_fi.voting.panel import Key, Pooled
+from edge_fi.voting.strategy import STRATEGIES, Ballots, Strategy, stack
 
 NAMES = {1: "pi-1", 2: "pi-2", 3: "pi-3", 4: "pi-4"}
 EVENTS: tuple[Event, ...] = ("vote", "abstain", "settle", "expire", "revoke")
@@ -34,6 +37,15 @@ def vote(index: int, *probabilities: float, log_weight: float = 0.0) -> Vote:
     return Vote(device=NAMES[index], probabilities=values, log_weight=log_weight, form=Form.PROBS_8)
 
 
+def deciding(strategy: Strategy) -> Decide:
+    """Pools by this strategy, and by nothing else."""
+
+    def decide(key: Key, votes: Mapping[int, Vote]) -> Pooled:
+        return Pooled(strategy(stack([votes[index] for index in sorted(votes)])))
+
+    return decide
+
+
 def make_round(
     *,
     asked: tuple[int, ...] = (1, 2, 3),
@@ -45,7 +57,15 @@ def make_round(
     """A round opened at 1,000 us."""
     policy = RoundPolicy(quorum=quorum, stop_after=stop_after, strategy=strategy)
     awaited = asked if awaited is None else awaited
-    return Round(seq=9, policy=policy, asked=asked, awaited=awaited, opened_us=1000)
+    return Round(
+        seq=9,
+        policy=policy,
+        asked=asked,
+        awaited=awaited,
+        opened_us=1000,
+        decide=deciding(STRATEGIES[strategy]),
+        epoch=5,
+    )
 
 
 def close(its_round: Round) -> Outcome:
@@ -340,7 +360,14 @@ def test_a_round_is_open_until_it_is_closed() -> None:
 
 def test_times_are_counted_from_publish_in_microseconds() -> None:
     policy = RoundPolicy(timeout_s=1.5, reask_s=0.25)
-    its_round = Round(seq=1, policy=policy, asked=(1,), awaited=(1,), opened_us=7_000_000)
+    its_round = Round(
+        seq=1,
+        policy=policy,
+        asked=(1,),
+        awaited=(1,),
+        opened_us=7_000_000,
+        decide=deciding(STRATEGIES["linear"]),
+    )
     assert (its_round.reask_us, its_round.deadline_us) == (7_250_000, 8_500_000)
 
 
@@ -360,6 +387,7 @@ def test_an_outcome_is_the_pool_of_the_counted_votes() -> None:
         strategy="linear",
         fates=(("pi-1", Fate.COUNTED), ("pi-2", Fate.MISSING), ("pi-3", Fate.COUNTED)),
         votes=outcome.votes,
+        epoch=5,
         seq=9,
         elapsed_us=250_000,
     )
@@ -387,11 +415,13 @@ def test_the_policy_names_the_strategy() -> None:
 
 
 def test_a_strategy_given_with_the_round_is_used_under_the_name_in_the_policy() -> None:
-    def last_class(probabilities: Array, log_weights: Array) -> Array:
+    def last_class(ballots: Ballots) -> Array:
         return np.array([0.0, 0.25, 0.75])
 
     policy = RoundPolicy(strategy="ours")
-    its_round = Round(seq=1, policy=policy, asked=(1,), awaited=(1,), opened_us=0, strategy=last_class)
+    its_round = Round(
+        seq=1, policy=policy, asked=(1,), awaited=(1,), opened_us=0, decide=deciding(last_class)
+    )
     its_round.add(1, vote(1))
     outcome = its_round.close(NAMES, now=0)
     assert (outcome.label, outcome.strategy, outcome.agreement) == (2, "ours", 0.0)
@@ -407,7 +437,7 @@ def test_the_order_of_arrival_does_not_change_the_outcome(order: tuple[int, ...]
     }
     outcomes = []
     for sequence in ((1, 2, 3), order):
-        its_round = make_round(strategy="confidence")
+        its_round = make_round(strategy="familiarity")
         for index in sequence:
             its_round.add(index, votes[index])
         outcomes.append(close(its_round))

@@ -935,7 +935,10 @@ def test_an_identity_shows_who_it_is() -> None:
 
 def test_a_session_shows_its_number_and_none_of_its_frames() -> None:
     mine, _ = sessions()
-    assert repr(mine) == "Session(number=0, index=7, task=0, model=b'', _sent=0)"
+    assert (
+        repr(mine) == "Session(number=0, index=7, task=0, model=b'', "
+        "trust=<Trust.NOBODY: 0>, is_gate_due=False, _sent=0)"
+    )
 
 
 def test_a_renewal_is_no_false_hint() -> None:

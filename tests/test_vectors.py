@@ -7,9 +7,11 @@ very frames. The published vectors of the handshakes themselves are run by tests
 import hashlib
 import importlib
 import json
+import math
 import re
 import runpy
 import ssl
+import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from second_device import DropError, SecondDevice, encode
+from second_device import DropError, SecondDevice, encode, familiarity, place
 
 from edge_fi.adapters import tls
 from edge_fi.applicant import Applicant
@@ -29,14 +31,16 @@ from edge_fi.crypto.aead import open_sealed
 from edge_fi.crypto.aead import seal as aead_seal
 from edge_fi.crypto.keys import KeyPair, SigningKey
 from edge_fi.crypto.noise import HandshakeIKpsk1, HandshakeKK
-from edge_fi.device import Device, Labelling, spread
+from edge_fi.device import Device, Labelling, OwnGate, spread
 from edge_fi.effects import Admit, Adopt, Deliver, Effect, Halt, Infer, Joined, Publish, Rejected
 from edge_fi.errors import ProtocolError
 from edge_fi.gateway import AGAIN_US, CLAIM_US, Gateway
-from edge_fi.messages import VOTE_FORMS, Fate, Form, Member, Outcome, Status, Task, Tensor
+from edge_fi.messages import VOTE_FORMS, Fate, Form, Member, Outcome, Status, Task, Tensor, Trust
 from edge_fi.roster import Invitation, Roster
 from edge_fi.round import RoundPolicy
 from edge_fi.session import GatewayIdentity, Identity, Session, mqtt_client_id
+from edge_fi.voting.features import FeatureMap
+from edge_fi.voting.gate import Gate, gate_digest
 from edge_fi.wire import frames, invites, payloads, votes
 from edge_fi.wire.frames import Type
 from edge_fi.wire.payloads import Refusal
@@ -47,7 +51,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "protocol.md"
 SOURCE = Path(__file__).parent.parent / "edge_fi"
 NOT_OURS = {"noise_kk", "noise_ikpsk1"}
 """Published vectors, in a form of their own."""
-SESSION_PACKET_BYTES = 320  # what a session may cost in MQTT packets
+SESSION_PACKET_BYTES = 330  # what a session may cost in MQTT packets
 Vector = dict[str, Any]
 raw = bytes.fromhex
 
@@ -84,6 +88,7 @@ def task_of(fields: Vector) -> Task:
         shape=tuple(fields["shape"]),
         dtype=fields["dtype"],
         log_weight=tuple(fields["log_weight"]),
+        features=raw(fields["features"]),
     )
 
 
@@ -163,12 +168,23 @@ def reasons(effects: list[Effect]) -> list[str]:
     return [effect.reason for effect in effects if isinstance(effect, Rejected)]
 
 
+def own_gate(s: Vector) -> OwnGate | None:
+    """The gate that a device of this session registers."""
+    if "gate" not in s:
+        return None
+    features = FeatureMap.decode(raw(s["features"]))
+    assert features.encoded == raw(s["features"])
+    own = OwnGate(gate=Gate.decode(raw(s["gate"]), features), features=features, is_registered=True)
+    assert own.content == raw(s["gate"])
+    return own
+
+
 def device_of(s: Vector, known: list[int] | None = None) -> tuple[Device, list[Effect]]:
     """A device that has said this session's HELLO."""
     task = task_of(s["task"])
     classes = tuple(range(task.classes)) if known is None else tuple(known)
     labelling = Labelling(task=task, model=raw(s["model"]), classes=classes)
-    device = Device(identity(s), labelling, drawn(raw(s["member_ephemeral_private"])))
+    device = Device(identity(s), labelling, drawn(raw(s["member_ephemeral_private"])), gate=own_gate(s))
     return device, device.connected(now=0)
 
 
@@ -215,6 +231,7 @@ def gateway_of(
         [task] if task else [],
         drawn(*start, *later),
         policy=policy,
+        features={task.number: FeatureMap.decode(raw(s["features"]))} if task and "gate" in s else None,
         is_claiming=is_claiming,
     )
 
@@ -346,7 +363,8 @@ def test_keys_are_derived(vector: Vector, tmp_path: Path) -> None:
     pin = hashlib.blake2b(context["ca_pin"], digest_size=16, person=b"fi1 ca pin").digest()
     assert pin == out["ca_pin"] == raw(j["pin"])
     # The others are keys of those, or of a file that no vector holds.
-    assert out.keys() - made.keys() == {"claim_key", "roster_key", "model_digest"}
+    files = {"model_digest", "map_digest", "gate_digest"}
+    assert out.keys() - made.keys() == {"claim_key", "roster_key", *files}
     by_use = {step["use"]: step for step in vector["steps"]}
     assert by_use["claim_mac"]["key"] == by_use["held_mac"]["key"] == out["claim_key"].hex()
     assert by_use["roster_seal_key"]["key"] == out["roster_key"].hex()
@@ -392,6 +410,8 @@ def test_a_session_is_made_by_functions(vector: Vector) -> None:
         task = task_of(s["task"])
         assert task.digest().hex() == s["task"]["digest"]
         told = payloads.Hello(raw(s["model"]), task.number, task.digest())
+        if "gate" in s:
+            told = replace(told, trust=Trust.GATE, gate=gate_digest(raw(s["gate"]))[:4])
         assert payloads.decode_hello(raw(s["hello_payload"])) == told
         ready = payloads.decode_ready(raw(s["ready_payload"]))
         assert payloads.encode_ready(ready).hex() == s["ready_payload"] and ready.epoch == s["epoch"]
@@ -410,7 +430,8 @@ def test_a_session_is_made_by_the_members_machine(vector: Vector) -> None:
         device, effects = device_of(s)
         assert frames_in(effects, topic(s, "a")) == [raw(s["hello"])]
         effects = device.receive(topic(s, "d"), raw(s["welcome"]), now=1)
-        assert frames_in(effects, topic(s, "a")) == [raw(s["ready"])]
+        registered = [raw(s["gate_frame"])] if "gate" in s else []
+        assert frames_in(effects, topic(s, "a")) == [raw(s["ready"]), *registered]
     else:
         client = Client(identity(s), drawn(raw(s["member_ephemeral_private"])))
         assert frames_in(client.connected(now=0), topic(s, "ca")) == [raw(s["hello"])]
@@ -440,6 +461,7 @@ def test_a_session_is_made_by_the_second_device(vector: Vector) -> None:
         assert second.task_digest().hex() == s["task"]["digest"]
         assert second.hello(raw(s["member_ephemeral_private"])).hex() == s["hello"]
         assert second.receive("d", raw(s["welcome"])).hex() == s["ready"]
+        assert second.registration().hex() == s.get("gate_frame", "")
         # The same WELCOME again: READY under the next counter, which the gateway takes.
         again = second.receive("d", raw(s["welcome"]))
         session = Session(s["session"], s["index"], keys_of(s))
@@ -525,6 +547,42 @@ def test_a_bad_ready_is_refused(vector: Vector) -> None:
         payloads.decode_ready(session.open(Type.READY, parsed))
 
     assert reason_of(path) == vector["expect"]
+
+
+@of("gate")
+def test_a_gate_is_registered_or_refused(vector: Vector) -> None:
+    s, frame = session_of(vector), raw(vector["frame"])
+    task = task_of(s["task"])
+    gateway = gateway_of(s, task)
+    for before in (raw(s["hello"]), raw(s["ready"]), *map(raw, vector.get("before", []))):
+        assert not reasons(gateway.receive(topic(s, "a"), before, now=0))
+    had = gateway.panels[task.number].coverage(s["index"])
+    effects = gateway.receive(topic(s, "a"), frame, now=1)
+    has = gateway.panels[task.number].coverage(s["index"])
+    if vector["expect"] == "ok":
+        assert effects == [] and had is None and has is not None
+        return
+    assert reasons(effects) == [vector["expect"]] and len(effects) == 1
+    assert (had is None) == (has is None)
+
+
+@of("weight")
+def test_a_query_is_as_familiar_as_this(vector: Vector) -> None:
+    features = FeatureMap.decode(raw(vector["features"]))
+    assert features.digest.hex() == vector["features_digest"]
+    row = features.row(Tensor("int8", features.shape, raw(vector["content"])))
+    assert near(row.tolist()) == vector["row"]
+    weight = Gate.decode(raw(vector["gate"]), features).weigh(row, features)
+    assert near(weight) == vector["weight"] if math.isfinite(weight) else vector["weight"] is None
+
+
+@of("weight")
+def test_a_query_is_as_familiar_to_the_second_device(vector: Vector) -> None:
+    elements = [float(its) for its in struct.unpack("3b", raw(vector["content"]))]
+    row, *_ = place(raw(vector["features"]), elements)
+    assert near(row) == vector["row"]
+    weight = familiarity(raw(vector["features"]), raw(vector["gate"]), elements)
+    assert weight is None if vector["weight"] is None else near(weight) == vector["weight"]
 
 
 def test_a_session_costs_three_frames_and_what_the_document_says() -> None:
@@ -667,6 +725,7 @@ def test_a_vote_is_read_by_the_gateway(vector: Vector) -> None:
     (query,) = frames_in(gateway.ask(1, Tensor("uint8", (1,), b"\1"), reference=1, now=0), "fi1/acme/q/1")
     session = gateway._peers[7].current
     assert session is not None
+    session.trust = Trust.DEVICE  # else a claim counts for nothing
     header = frames.build_session_header(Type.ANSWER, session.number, 7, 1, form)
     query_hash = seal.Epoch.from_key(0, epoch_key).query_hash(query)
     key = seal.answer_key(session.keys.answer, header, epoch=0, query_hash=query_hash, model=b"model-01")
@@ -677,7 +736,8 @@ def test_a_vote_is_read_by_the_gateway(vector: Vector) -> None:
         return
     (vote,) = delivered(effects).votes
     assert vote.probabilities.tolist() == near(vector["probabilities"])
-    assert vote.log_weight == near(vector["log_weight"])
+    is_unfamiliar = vector["log_weight"] == vector["scale"][0]
+    assert vote.log_weight == (-math.inf if is_unfamiliar else near(vector["log_weight"]))
 
 
 # Queries
@@ -851,7 +911,7 @@ def test_an_answer_is_taken_by_the_gateway(vector: Vector) -> None:
     (vote,) = outcome.votes
     assert vote.form == vector["form"]
     assert vote.probabilities.tolist() == near(vector["probabilities"])
-    assert vote.log_weight == near(vector["log_weight"])
+    assert math.isnan(vote.log_weight)  # HELLO has named nobody who could tell
 
 
 # Settled
@@ -926,9 +986,15 @@ def test_an_ask_is_taken_by_functions(vector: Vector) -> None:
         payload = session.open(Type.ASK, parsed)
         assert payload.hex() == vector["payload"]
         ask = reason_of(lambda: payloads.decode_ask(payload))
-        if ask != "ok" or payloads.decode_ask(payload).task != vector["task"]["number"]:
+        if ask != "ok":
             raise ProtocolError("refused")
-        assert payloads.encode_ask(payloads.decode_ask(payload)) == payload
+        said = payloads.decode_ask(payload)
+        if isinstance(said, payloads.Feedback):
+            assert payloads.encode_feedback(said) == payload
+            raise ProtocolError("refused")  # no query is known
+        if said.task != vector["task"]["number"]:
+            raise ProtocolError("refused")
+        assert payloads.encode_ask(said) == payload
 
     assert reason_of(path) == vector["expect"]
 
@@ -957,7 +1023,10 @@ def outcome_fields(outcome: Outcome) -> Vector:
         "probabilities": near(list(outcome.probabilities)),
         "agreement": near(outcome.agreement),
         "strategy": outcome.strategy,
+        "reason": outcome.reason,
+        "label_set": list(outcome.label_set),
         "fates": [[device, fate] for device, fate in outcome.fates],
+        "epoch": outcome.epoch,
         "seq": outcome.seq,
         "elapsed_us": outcome.elapsed_us,
     }

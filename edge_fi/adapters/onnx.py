@@ -7,7 +7,7 @@ it is set before the import (tests/adapters/test_telemetry.py watches).
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -152,6 +152,45 @@ class OnnxModel:
                 f"{path}: output {self._output} sums to 1, so it gives probabilities and not logits; "
                 f"set scores = 'probabilities'"
             )
+
+
+def embedding(content: bytes, name: str) -> Callable[[Array], Array]:
+    """Runs a feature map's network: (n, *shape) into (n, d). name: of it, in errors. Raises ModelError."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        (its_input,) = session.get_inputs()
+        (its_output, *_) = session.get_outputs()
+        element = np.dtype(_TYPES[its_input.type])
+    except Exception as error:  # as below
+        raise ModelError(f"{name} is no network of one input: {_reason(error)}") from None
+
+    def run(queries: Array) -> Array:
+        step = 1 if isinstance(its_input.shape[0], int) else MAX_BATCH
+        try:
+            parts = [
+                session.run(
+                    [its_output.name], {its_input.name: queries[start : start + step].astype(element)}
+                )[0]
+                for start in range(0, len(queries), step)
+            ]
+        except Exception as error:
+            raise ModelError(f"{name} fails on a query: {_reason(error)}") from None
+        return np.concatenate(parts).reshape(len(queries), -1).astype(np.float64)
+
+    return run
+
+
+def load_embedding(path: Path) -> tuple[bytes, Callable[[Array], Array]]:
+    """A network from its file, and what runs it. Raises ModelError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {os.path.normpath(path)}: {error.strerror}; check --network") from None
+    return content, embedding(content, os.path.normpath(path))
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from edge_fi.adapters import state_file
+from edge_fi.adapters.state_panels import StatePanels
 from edge_fi.adapters.state_tables import Entry, Issued, Snapshot, Tables, Tally
 from edge_fi.admission import judge
 from edge_fi.effects import Admit, Adopt
@@ -42,6 +43,7 @@ class State:
     def __init__(self, path: Path, connection: sqlite3.Connection, wall: Callable[[], float]) -> None:
         self.path = path
         self._tables = Tables(path, connection, wall)
+        self.panels = StatePanels(self._tables)
         self._given: Snapshot | None = None
         """What `roster` last returned."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from edge_fi.errors import KeyFileError, StateError
 
 APPLICATION = 0x66693173  # "fi1s": tells the file from any other of SQLite
-SCHEMA = 1
+SCHEMA = 2  # of 1, what is of panels, their members' worth and canaries was missing
 LOCKED_S = 2.0  # longest wait for another process's transaction; each takes milliseconds
 LEAST_SQLITE = (3, 37)  # STRICT tables
 
@@ -97,6 +97,36 @@ WHEN NEW.version < OLD.version OR NEW.given < OLD.given OR NEW.invited < OLD.inv
 BEGIN SELECT RAISE(ABORT, 'a counter never goes back'); END;
 """
 
+_TABLES_OF_PANELS = """
+-- What is learnt of a task's members as voters. expelled: their indices, a JSON list.
+CREATE TABLE IF NOT EXISTS panels (
+    task INTEGER PRIMARY KEY CHECK (task BETWEEN 1 AND 255),
+    snapshot BLOB NOT NULL,
+    expelled TEXT NOT NULL,
+    changed INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE IF NOT EXISTS contributions (
+    task INTEGER NOT NULL CHECK (task BETWEEN 1 AND 255),
+    member_index INTEGER NOT NULL REFERENCES members (member_index),
+    value REAL NOT NULL,
+    error REAL NOT NULL,
+    agreement REAL NOT NULL,
+    share REAL NOT NULL,
+    rounds INTEGER NOT NULL,
+    computed INTEGER NOT NULL,
+    PRIMARY KEY (task, member_index)
+) STRICT;
+
+-- Inputs, by digest, that were asked as canaries: none is asked twice.
+CREATE TABLE IF NOT EXISTS canaries (
+    task INTEGER NOT NULL CHECK (task BETWEEN 1 AND 255),
+    input BLOB NOT NULL,
+    asked INTEGER NOT NULL,
+    PRIMARY KEY (task, input)
+) STRICT;
+"""
+
 
 def make(path: Path, federation: str, gateway: bytes, *, now: int) -> None:
     """Write an empty state, whole or not at all. gateway: the gateway's public X25519 key, 32 bytes.
@@ -106,7 +136,7 @@ def make(path: Path, federation: str, gateway: bytes, *, now: int) -> None:
     _check_library()
     with placed(path) as new, failures(path, "write"), contextlib.closing(_connected(new, "rw")) as state:
         state.execute("PRAGMA journal_mode=WAL")
-        state.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={SCHEMA}; COMMIT")
+        state.executescript(f"BEGIN; {_TABLES} {_TABLES_OF_PANELS} PRAGMA user_version={SCHEMA}; COMMIT")
         state.execute(f"PRAGMA application_id={APPLICATION}")
         row = (federation, gateway, now)
         state.execute("INSERT INTO federation (one, name, gateway, latest) VALUES (1, ?, ?, ?)", row)
@@ -125,6 +155,7 @@ def connect(path: Path, federation: str, gateway: bytes, *, is_backup: bool = Fa
             _check(connection, show(path), federation, gateway)
             if not is_backup:
                 connection.execute("PRAGMA journal_mode=WAL")
+                _upgrade(connection)
         except BaseException:
             connection.close()
             raise
@@ -167,6 +198,13 @@ def _check(connection: sqlite3.Connection, shown: str, federation: str, gateway:
         raise StateError(f"{shown} is of federation {its_federation}, but the gateway's key of {federation}")
     if its_gateway != gateway:
         raise StateError(f"{shown} belongs to another key of gateway {federation}: correct 'key' or 'state'")
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Bring the state of an earlier version up to this one, whole or not at all; backups stay as they are."""
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    if schema < SCHEMA:
+        connection.executescript(f"BEGIN IMMEDIATE; {_TABLES_OF_PANELS} PRAGMA user_version={SCHEMA}; COMMIT")
 
 
 def _connected(path: Path, mode: str) -> sqlite3.Connection:

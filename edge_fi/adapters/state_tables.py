@@ -32,7 +32,7 @@ ON CONFLICT DO UPDATE SET
     late = late + excluded.late, last_heard = max(last_heard, excluded.last_heard)
 """
 
-Value = str | bytes | int | None
+Value = str | bytes | int | float | None
 """What a column holds."""
 
 
@@ -93,7 +93,7 @@ class Tables:
 
     def __init__(self, path: Path, connection: sqlite3.Connection, wall: Callable[[], float]) -> None:
         self.connection = connection
-        self._path = path
+        self.path = path
         self._wall = wall
         self._latest = 0
         """The time of the latest change, as far as it was read."""
@@ -107,7 +107,7 @@ class Tables:
         if connection.in_transaction:
             yield self._now()
             return
-        with state_file.failures(self._path, "write" if is_change else "read"):
+        with state_file.failures(self.path, "write" if is_change else "read"):
             connection.execute("BEGIN IMMEDIATE" if is_change else "BEGIN")
             try:
                 now = self._now()
@@ -167,7 +167,7 @@ class Tables:
 
     def is_over(self, snapshot: Snapshot) -> bool:
         """Whether another connection, or time, has changed what it tells. Takes microseconds."""
-        with state_file.failures(self._path, "read"):
+        with state_file.failures(self.path, "read"):
             seen = self._changes(), self._is_clock_right()
         return seen != (snapshot.changes, snapshot.is_clock_right) or self._wall() >= snapshot.expires
 
@@ -228,12 +228,17 @@ class Tables:
     def count(self, tallies: Mapping[int, Tally]) -> None:
         """Add to what is known of members, by index."""
         rows = [(index, *astuple(tally)) for index, tally in tallies.items()]
-        with state_file.failures(self._path, "write"):
-            # What a loss of power takes of these is no loss, and the pump need not wait for the disk.
+        # What a loss of power takes of these is no loss, and the pump need not wait for the disk.
+        with self.soon(), self.transaction(is_change=True):
+            self.connection.executemany(_COUNT, rows)
+
+    @contextlib.contextmanager
+    def soon(self) -> Iterator[None]:
+        """Changes within the `with` are on the disk not at once, but soon. Raises StateError."""
+        with state_file.failures(self.path, "write"):
             self.connection.execute("PRAGMA synchronous=NORMAL")
             try:
-                with self.transaction(is_change=True):
-                    self.connection.executemany(_COUNT, rows)
+                yield
             finally:
                 self.connection.execute("PRAGMA synchronous=FULL")
 

@@ -1,9 +1,11 @@
 """`edge-fi ask`: put one query to a federation."""
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_fi import config
-from edge_fi.adapters.mqtt import Down
+from edge_fi.adapters.mqtt import Down, MqttLink
 from edge_fi.cli.run import make_client
 from edge_fi.client import Client
 from edge_fi.effects import Deliver
@@ -26,11 +28,17 @@ ASK_AGAIN_S = 0.25
 
 _ADVICE = {
     Status.NO_QUORUM: "fewer devices answered than the gateway's quorum asks for",
-    Status.ABSTAINED: "every device that answered abstained",
     Status.NO_MEMBERS: "no device has joined for this task: is any running?",
     Status.OVERLOADED: "the gateway has too many open queries: ask again later",
     Status.REFUSED: "the gateway does not have this task, or has another version of it",
     Status.UNREACHABLE: "no outcome came: is the gateway running, and this client in its roster?",
+}
+
+
+_ABSTAINED = {
+    "declined": "every device that answered abstained",
+    "unfamiliar": "the query is unlike anything that a device has learnt from",
+    "unsure": "the votes do not say enough for the gateway's least confidence",
 }
 
 
@@ -70,6 +78,17 @@ def ask(path: Path, name: str | None, source: str, timeout_s: float, as_json: bo
     tasks = config.load_tasks(path.parent, settings.tasks)
     task = _choose(tasks, name, path)
     tensor = read_tensor(source, task)
+    with connected(client, link, path, timeout_s) as (pump, outcomes):
+        outcome = _ask(pump, client, task, tensor, outcomes, timeout_s)
+    click.echo(json.dumps(as_fields(outcome, task)) if as_json else _as_text(outcome, task))
+    return 0 if outcome.status is Status.ANSWERED else NO_OUTCOME
+
+
+@contextlib.contextmanager
+def connected(
+    client: Client, link: MqttLink, path: Path, timeout_s: float
+) -> Iterator[tuple[Pump, list[Outcome]]]:
+    """A client's pump, its link up, and the outcomes as they come. Raises TransportError."""
     outcomes: list[Outcome] = []
     unreachable = "no connection"
 
@@ -87,11 +106,9 @@ def ask(path: Path, name: str | None, source: str, timeout_s: float, as_json: bo
             raise TransportError(
                 f"broker {link.host}:{link.port} cannot be reached: {unreachable}; check [broker] in {path}"
             )
-        outcome = _ask(pump, client, task, tensor, outcomes, timeout_s)
+        yield pump, outcomes
     finally:
         pump.close()
-    click.echo(json.dumps(as_fields(outcome, task)) if as_json else _as_text(outcome, task))
-    return 0 if outcome.status is Status.ANSWERED else NO_OUTCOME
 
 
 def _ask(
@@ -155,6 +172,9 @@ def as_fields(outcome: Outcome, task: Task) -> dict[str, Any]:
         ),
         "agreement": round(outcome.agreement, 4),
         "strategy": outcome.strategy,
+        "reason": outcome.reason,
+        "label_set": [task.labels[label] for label in outcome.label_set],
+        "query": f"{outcome.epoch}-{outcome.seq}" if outcome.seq else None,
         "members": {device: fate.name.lower() for device, fate in outcome.fates},
         "elapsed_ms": round(outcome.elapsed_us / 1000, 3),
     }
@@ -163,14 +183,18 @@ def as_fields(outcome: Outcome, task: Task) -> dict[str, Any]:
 def _as_text(outcome: Outcome, task: Task) -> str:
     counted, missing = outcome.members(Fate.COUNTED), outcome.members(Fate.MISSING)
     if outcome.label is None:
-        lines = [f"no outcome: {_ADVICE[outcome.status]}"]
+        advice = _ABSTAINED.get(outcome.reason, "it abstained")
+        lines = [f"no outcome: {_ADVICE.get(outcome.status, advice)}"]
     else:
         share = outcome.probabilities[outcome.label]
         lines = [f"{task.labels[outcome.label]}   {share:.0%} of the pooled probability"]
+    others = [task.labels[its] for its in outcome.label_set if its != outcome.label]
+    if others:
+        lines.append(f"{'perhaps' if outcome.label is None else 'or'} {', '.join(others)}")
     if outcome.fates:
         took = f"{outcome.elapsed_us / 1000:.1f} ms at the gateway"
         lines.append(f"{len(counted)} of {len(outcome.fates)} devices counted, {took}")
-    if counted:
+    if counted and outcome.strategy:
         lines.append(f"{outcome.agreement:.0%} of them agree; strategy {outcome.strategy}")
     if missing:
         lines.append(f"missing: {', '.join(missing)}")

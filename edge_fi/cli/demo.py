@@ -19,11 +19,24 @@ if TYPE_CHECKING:
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 _FORMS = {form.title: form for form in VOTE_FORMS}
+_MOST_QUERIES = 300  # of each scenario
 
 
 @click.command()
 @click.option(
-    "--queries", type=click.IntRange(1, 400), default=400, show_default=True, help="Images to ask about."
+    "--scenario",
+    "name",
+    type=click.Choice(["digits", "watch"]),
+    default="digits",
+    show_default=True,
+    help="What is asked: images of digits, or which exercise the wearer of a watch does.",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(1, _MOST_QUERIES),
+    default=_MOST_QUERIES,
+    show_default=True,
+    help="How many to ask.",
 )
 @click.option(
     "--form",
@@ -46,23 +59,28 @@ _FORMS = {form.title: form for form in VOTE_FORMS}
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the figures to a file.",
 )
-def demo(queries: int, form: str, broker: str | None, picture: Path, json_path: Path | None) -> None:
-    """Run five devices, a gateway and a broker here, and ask about real images.
+def demo(
+    name: str, queries: int, form: str, broker: str | None, picture: Path, json_path: Path | None
+) -> None:
+    """Run a federation and a broker here, and ask about real data.
 
-    Each device is a process of its own, with a small model of another kind that was trained on a
-    share of scikit-learn's digits which no other device has seen. No network is needed.
+    Each device is a process of its own, with a small model of another kind that was trained on data which
+    no other device has seen: a share of scikit-learn's digits, or the exercises in the plan of one wearer
+    of a smartwatch. No network is needed.
 
     \b
     Examples:
       edge-fi demo
+      edge-fi demo --scenario watch
       edge-fi demo --form probs-4 --broker nats --json figures.json
     """
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from edge_fi.demo import members, run
         from edge_fi.demo import picture as pictures
+        from edge_fi.demo import run
+        from edge_fi.demo.members import SCENARIOS
     except ImportError as error:
         package = (error.name or "more packages").split(".")[0]
         raise ConfigError(f"the demo needs {package}: pip install 'edge-fi[demo]'") from None
@@ -74,6 +92,7 @@ def demo(queries: int, form: str, broker: str | None, picture: Path, json_path: 
     for ending in (signal.SIGTERM, signal.SIGHUP):
         # As Ctrl-C: broker, devices and the folder of keys are cleared away on the way out.
         signal.signal(ending, signal.default_int_handler)
+    scenario = SCENARIOS[name]
     console = Console()
     began = time.monotonic()
     columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -87,6 +106,7 @@ def demo(queries: int, form: str, broker: str | None, picture: Path, json_path: 
                 progress.start_task(asking)
 
         result = run.run_demo(
+            scenario,
             queries=queries,
             form=Form(_FORMS[form]),
             broker=broker,
@@ -96,14 +116,14 @@ def demo(queries: int, form: str, broker: str | None, picture: Path, json_path: 
     _tables(console, result, form)
     figures = result.figures
     number = figures.most_telling()
-    tensors, truth = members.heldout()
+    tensors, truth = scenario.asked()
     pictures.draw(
         picture,
-        task=members.task(),
+        task=scenario.task(),
         tensor=tensors[number],
         truth=int(truth[number]),
         outcome=figures.outcomes[number],
-        members=members.members(),
+        members=scenario.members(),
     )
     wrong = sum(vote.label != truth[number] for vote in figures.outcomes[number].votes)
     console.print(f"picture: {picture} (query {number}, which {wrong} members alone got wrong)")
@@ -116,18 +136,18 @@ def demo(queries: int, form: str, broker: str | None, picture: Path, json_path: 
 def _tables(console: "Console", result: "DemoRun", form: str) -> None:
     from rich.table import Table
 
-    from edge_fi.demo.members import members
-
-    fields = result.as_fields()
-    alone = Table("device", "model", "private images", "knows", title="each member alone")
+    scenario, fields = result.scenario, result.as_fields()
+    together = Table("strategy", title="together, from the same votes")
+    for column in ("right", "NLL", "ECE"):
+        together.add_column(column, justify="right")
+    for place, (name, score) in enumerate(fields["strategies"].items()):
+        row = (name, f"{score['accuracy']:.1f} %", f"{score['nll']:.2f}", f"{score['ece']:.1f} %")
+        together.add_row(*row, style="bold" if place == 0 else None)
+    alone = Table("device", "model", f"private {scenario.sample}s", "knows", title="each member alone")
     alone.add_column("right", justify="right")
-    for member, device in zip(members(), fields["devices"], strict=True):
-        known = " ".join(member.labels)
+    for member, device in zip(scenario.members(), fields["devices"], strict=True):
+        known = (" " if scenario.is_short else ", ").join(member.labels)
         alone.add_row(member.id, member.kind, str(member.samples), known, f"{device['accuracy']:.1f} %")
-    together = Table("strategy", title="together, by strategy")
-    together.add_column("right", justify="right")
-    for name, accuracy in sorted(fields["strategies"].items(), key=lambda item: -item[1]):
-        together.add_row(name, f"{accuracy:.1f} %")
     cost = Table("figure", title=f"cost of a query over {result.broker}, vote code {form}")
     cost.add_column("", justify="right")
     cost.add_row("query, MQTT packet, to all devices at once", f"{result.query_wire} bytes")
@@ -139,5 +159,5 @@ def _tables(console: "Console", result: "DemoRun", form: str) -> None:
     cost.add_row("answers lost", str(fields["lost"]))
     rejected = ", ".join(f"{reason} {count}" for reason, count in fields["rejected"].items())
     cost.add_row("frames rejected", rejected or "0")
-    for table in (alone, together, cost):
+    for table in (together, alone, cost):
         console.print(table)

@@ -20,7 +20,7 @@ from edge_fi.adapters import keyfile
 from edge_fi.adapters.mqtt import Down, MqttLink, Up
 from edge_fi.adapters.tls import fetch_ca, make_context, pin_of
 from edge_fi.applicant import Applicant
-from edge_fi.cli.joinfiles import configure, refuse_another_member, write
+from edge_fi.cli.joinfiles import absent_maps, configure, refuse_another_member, write
 from edge_fi.cli.run import load_model, run_device
 from edge_fi.crypto.seal import join_password
 from edge_fi.errors import ConfigError, JoinError, KeyFileError, ModelError, TransportError
@@ -315,6 +315,10 @@ def _tell(identity: Identity, accept: Accept, path: Path, *, as_json: bool, is_r
         return
     click.echo(f"{identity.id} is a {identity.role} of federation {identity.federation}")
     click.echo(f"{path}  made, beside the key {identity.id}.key; tasks: {', '.join(tasks) or 'none'}")
+    for missing in absent_maps(path, accept):
+        click.echo(
+            f"{missing} is missing, it was too large to come along: copy it from the gateway", err=True
+        )
     if identity.role == "device" and not is_run:
         click.echo(f"next: edge-fi device run --config {path}")
         click.echo(f"  or: sudo edge-fi device install-service --config {path}")

@@ -34,8 +34,10 @@ def configure(path: Path, invite: Invite, accept: Accept, about_model: Options) 
             f"federation {invite.federation} has no task {wanted!r} for {invite.id}, but "
             f"{', '.join(names) or 'none'}: give the command with one of these; the invite is good for it"
         )
-    for task in accept.tasks:
+    for task, features in zip(accept.tasks, accept.features, strict=True):
         write(tasks / f"{task.name}.toml", task_content(task))
+        if features:
+            write_bytes(tasks / f"{task.name}.features", features)
     if not path.exists():
         write(path, _configuration(invite, accept, about_model))
 
@@ -72,9 +74,15 @@ def _model_section(about_model: Options) -> list[str]:
     return lines
 
 
+def absent_maps(path: Path, accept: Accept) -> list[Path]:
+    """Feature maps that task files name, and that are not there: ACCEPT had no room for them."""
+    named = [path.parent / "tasks" / f"{task.name}.features" for task in accept.tasks if task.features]
+    return [its for its in named if not its.exists()]
+
+
 def task_content(task: Task) -> str:
     """A task file."""
-    fields = {
+    fields: dict[str, object] = {
         "name": task.name,
         "number": task.number,
         "labels": list(task.labels),
@@ -82,9 +90,22 @@ def task_content(task: Task) -> str:
         "dtype": task.dtype,
         "log_weight": list(task.log_weight),
     }
+    if task.features:
+        fields["features"] = f"{task.name}.features"
     # JSON of names and lists is TOML too, but for DEL, which TOML wants escaped.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
     return "\n".join(lines).replace("\x7f", "\\u007f") + "\n"
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a file, and the folders above it. Raises ConfigError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # a mode is given to what is made
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(content)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
 def write(path: Path, content: str) -> None:

@@ -17,6 +17,8 @@ from edge_fi import __version__
 from edge_fi.cli.ask import ask
 from edge_fi.cli.broker import broker
 from edge_fi.cli.demo import demo
+from edge_fi.cli.familiarity import familiarize, features
+from edge_fi.cli.feedback import feedback
 from edge_fi.cli.invite import invite
 from edge_fi.cli.join import join_command
 from edge_fi.cli.new import new_gateway
@@ -56,13 +58,15 @@ def helper() -> None:
     """Make this machine a helper: a second party, which a later version gives its work."""
 
 
-for verb in (demo, gateway, device, client, helper, ask, roster, broker, task):
+for verb in (demo, gateway, device, client, helper, ask, feedback, roster, broker, task):
     edge_fi.add_command(verb)
 for its_verb in (new_gateway, invite, rotate, backup, restore, install_service("gateway")):
     gateway.add_command(its_verb)
 for role, group in (("device", device), ("client", client), ("helper", helper)):
     group.add_command(join_command(role))
 device.add_command(install_service("device"))
+device.add_command(familiarize)
+task.add_command(features)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import click
 
 from edge_fi.adapters import keyfile
 from edge_fi.adapters.state import State
-from edge_fi.config import load_tasks
+from edge_fi.config import load_features, load_tasks
 from edge_fi.errors import ConfigError
 
 PLAIN_PORT, TLS_PORT = 1883, 8883  # as registered for MQTT
@@ -34,8 +34,13 @@ timeout_s = 2.0                 # longest wait for answers
 reask_s = 0.5                   # silent devices are asked once more after this
 quorum = 1                      # votes without which there is no outcome
 stop_after = 0                  # votes that are enough; 0 waits for every device
-strategy = "confidence"         # hard, linear, logarithmic, entropy, confidence
+strategy = "familiarity"        # or another: docs/familiarity.md
+least_confidence = 0.0          # a less sure outcome is none: the round abstains
 answer_forms = ["label"]        # label, probs-2, probs-3, probs-4, probs-6, probs-8, logits-8
+
+# [canaries.digits]             # queries of a task whose answers are known, asked when a member is suspected
+# file = "canaries.npz"         # arrays: queries, labels
+# budget = 0.02                 # at most this share of all queries
 """
 _TLS = """\
 tls = true
@@ -98,6 +103,14 @@ def new_gateway(
         (folder / "tasks").mkdir(exist_ok=True)
         for name, content in zip(names, contents, strict=True):
             (folder / name).write_bytes(content)
+        for (name, task), source in zip(loaded.items(), tasks, strict=True):
+            shared = load_features(source, task)
+            if shared is not None:
+                # By the task's own name too, and its file then says so.
+                (folder / "tasks" / f"{name}.features").write_bytes(shared.encoded)
+                path = folder / "tasks" / f"{name}.toml"
+                line = f'features = "{name}.features"'
+                path.write_text(re.sub(r"(?m)^features *=.*$", line, path.read_text("utf-8")), "utf-8")
         made.append(configuration)
         configuration.write_text(
             _CONFIGURATION.format(

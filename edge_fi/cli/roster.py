@@ -11,8 +11,13 @@ from edge_fi import config
 from edge_fi.adapters.state_hold import wait_applied
 from edge_fi.cli.owner import Opened, config_option, json_option, opened
 from edge_fi.cli.rosterlines import Lines, as_csv, local
-from edge_fi.errors import StateError
+from edge_fi.errors import ConfigError, StateError
 from edge_fi.messages import Member
+
+_WORTH = (
+    "Points of accuracy that a member adds, by the others' votes: no label is known. Where members are "
+    "alike, or differ by less than the errors, the ranks mean nothing."
+)
 
 
 @click.group()
@@ -229,6 +234,38 @@ def export(path: Path, kind: str, out: Path | None, as_json: bool) -> None:
     click.echo(f"{out}  {len(members)} members, present and former", err=as_json)
 
 
+@roster.command()
+@config_option
+@click.option("--task", "name", help="Of this task alone.")
+@json_option
+def contribution(path: Path, name: str | None, as_json: bool) -> None:
+    """Show what each member was worth to the others in the latest rounds, as the gateway computed it.
+
+    \b
+    Examples:
+      edge-fi roster contribution --config acme/gateway.toml
+      edge-fi roster contribution --task digits --json
+    """
+    with opened(path) as gateway:
+        lines = _lines(gateway)
+        numbers = {its: number for number, its in lines.tasks.items()}
+        if name is not None and name not in numbers:
+            raise ConfigError(f"there is no task {name}: {', '.join(numbers)}")
+        ids = {member.index: member.id for member in gateway.state.roster().members}
+        worths = [
+            (ids[its.member], its)
+            for its in gateway.state.panels.worths()
+            if its.member in ids and (name is None or its.task == numbers[name])
+        ]
+    worths.sort(key=lambda one: (one[1].task, -one[1].contribution.value))
+    if as_json:
+        fields = [lines.contribution(id, its) for id, its in worths]  # noqa: A001
+        click.echo(json.dumps({"contributions": fields, "note": _WORTH}))
+        return
+    click.echo(lines.contributions(worths) if worths else "nothing is known yet: it takes 40 rounds")
+    click.echo(f"\n{_WORTH}", err=True)
+
+
 @roster.command("trust-clock")
 @config_option
 @json_option
@@ -257,4 +294,9 @@ def _named(member: Member) -> str:
 def _lines(gateway: Opened) -> Lines:
     """What shows its members."""
     tasks = config.load_tasks(gateway.path.parent, gateway.settings.tasks)
-    return Lines({task.number: name for name, task in tasks.items()}, gateway.state.standing())
+    names = {task.number: name for name, task in tasks.items()}
+    expelled: dict[int, list[str]] = {}
+    for task, indices in gateway.state.panels.expelled().items():
+        for index in indices:
+            expelled.setdefault(index, []).append(names.get(task, str(task)))
+    return Lines(names, gateway.state.standing(), expelled)

@@ -8,17 +8,18 @@ import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edge_fi.adapters.state import Tally
+from edge_fi.adapters.state_panels import Worth
 from edge_fi.adapters.state_tables import Entry, Issued
 
 Fields = dict[str, Any]
 
 _COLUMNS = (
     *("id", "role", "index", "task", "label", "public", "joined", "revoked", "last_heard"),
-    *("asked", "counted", "declined", "missing", "late"),
+    *("asked", "counted", "declined", "missing", "late", "expelled"),
 )
 """Of a member, as fields."""
 
@@ -31,6 +32,8 @@ class Lines:
     """Names by number. A task that has none is shown by its number."""
     standing: Mapping[int, Tally]
     """By index."""
+    expelled: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """By index, the tasks whose jury does not count what the member says."""
 
     def member(self, entry: Entry) -> Fields:
         """A member, present or former."""
@@ -39,6 +42,7 @@ class Lines:
             *(its.id, its.role, its.index, self._task(its.task), entry.label),
             *(base64.b64encode(its.public).decode(), utc(entry.joined), utc(entry.revoked)),
             *(utc(tally.last_heard), tally.asked, tally.counted, tally.declined, tally.missing, tally.late),
+            " ".join(self.expelled.get(its.index, ())),
         )
         return dict(zip(_COLUMNS, values, strict=True))
 
@@ -64,7 +68,7 @@ class Lines:
                 (
                     *(its.id, its.role, str(its.index), self._task_of(its.role, its.task)),
                     *(entry.label or "-", local(entry.joined), local(self._tally(entry).last_heard)),
-                    _answered(self._tally(entry)),
+                    _answered(self._tally(entry)) + self._verdict(entry),
                 )
                 for entry in entries
                 for its in [entry.member]
@@ -115,12 +119,46 @@ class Lines:
             f"  joined      {local(entry.joined)}",
             *([f"  revoked     {local(entry.revoked)}"] if entry.revoked is not None else []),
             f"  last heard  {local(tally.last_heard)}",
-            f"  answered    {_answered(tally)}",
+            f"  answered    {_answered(tally)}{self._verdict(entry)}",
             f"  asked       {tally.asked}: {tally.counted} counted, {tally.declined} declined, "
             f"{tally.missing} missing, {tally.late} late",
             f"  public key  {base64.b64encode(its.public).decode()}",
         ]
         return "\n".join(lines)
+
+    def contributions(self, worths: Sequence[tuple[str, Worth]]) -> str:
+        """A table of what members, each with its id, were worth."""
+        heads = ("id", "task", "points", "share", "agreement", "rounds", "computed")
+        return _table(
+            heads,
+            [
+                (
+                    *(id, self._task(its.task) or "", f"{worth.value:+.2f} +- {worth.error:.2f}"),
+                    *(f"{worth.share:.1%}", f"{worth.agreement:.1f}", str(its.rounds), local(its.computed)),
+                )
+                for id, its in worths  # noqa: A001
+                for worth in [its.contribution]
+            ],
+        )
+
+    def contribution(self, id: str, its: Worth) -> Fields:  # noqa: A002
+        """What one member was worth."""
+        worth = its.contribution
+        return {
+            "id": id,
+            "index": its.member,
+            "task": self._task(its.task),
+            "points": worth.value,
+            "error": worth.error,
+            "share": worth.share,
+            "agreement": worth.agreement,
+            "rounds": its.rounds,
+            "computed": utc(its.computed),
+        }
+
+    def _verdict(self, entry: Entry) -> str:
+        tasks = self.expelled.get(entry.member.index, ())
+        return f", expelled by the jury of {', '.join(tasks)}" if tasks else ""
 
     def _tally(self, entry: Entry) -> Tally:
         return self.standing.get(entry.member.index) or Tally()

@@ -7,26 +7,30 @@ import signal
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edge_fi import config
+from edge_fi import config, plugins
 from edge_fi.adapters import keyfile
 from edge_fi.adapters.mqtt import Down, MqttLink, Up
+from edge_fi.adapters.samples import read_labelled
 from edge_fi.adapters.state import State
 from edge_fi.adapters.state_hold import Hold
 from edge_fi.adapters.systemd import Notifier
 from edge_fi.adapters.tls import make_context
+from edge_fi.canaries import Canaries, is_canary
 from edge_fi.cli.brokerfiles import follow
+from edge_fi.cli.familiarity import load_gate, load_map
 from edge_fi.client import Client
 from edge_fi.device import Device, Labelling
 from edge_fi.effects import Machine
 from edge_fi.errors import ConfigError, TransportError
 from edge_fi.gateway import Gateway
 from edge_fi.log import Log
+from edge_fi.messages import Task
 from edge_fi.pump import Notice, Pump
 from edge_fi.session import Identity
 from edge_fi.steward import Steward
@@ -125,14 +129,26 @@ def run_gateway(path: Path, start_broker: bool, as_json: bool) -> None:
     key = path.parent / settings.key
     identity = keyfile.read_gateway(key)
     tasks = config.load_tasks(path.parent, settings.tasks)
+    files = zip(settings.tasks, tasks.values(), strict=True)
+    maps = {task.number: load_map(path.parent / file, task) for file, task in files}
     policy = config.round_policy(path, settings.round)
+    canaries = load_canaries(path, settings, tasks)
     log = _make_log(as_json)
     with contextlib.ExitStack() as stack:
         state_path = path.parent / settings.state
         state = stack.enter_context(State.open(state_path, identity.federation, identity.static.public))
         hold = stack.enter_context(Hold.take(state_path))
         roster = state.roster()
-        machine = Gateway(identity, roster, tasks.values(), os.urandom, policy=policy, is_claiming=True)
+        machine = Gateway(
+            identity,
+            roster,
+            tasks.values(),
+            os.urandom,
+            policy=policy,
+            strategies=plugins.strategies(policy.strategy),
+            features={number: its for number, its in maps.items() if its is not None},
+            is_claiming=True,
+        )
         link = make_gateway_link(machine, path, settings.broker)
         check = _nothing
         if start_broker:
@@ -152,6 +168,7 @@ def run_gateway(path: Path, start_broker: bool, as_json: bool) -> None:
             read_identity=lambda: keyfile.read_gateway(key),
             follow=lambda: follow(path, settings, identity, state.roster),
             log=log,
+            canaries=canaries,
         )
         steward.begin(roster)
         stack.callback(steward.close)
@@ -159,7 +176,8 @@ def run_gateway(path: Path, start_broker: bool, as_json: bool) -> None:
         notifier = Notifier()
 
         def watch(notice: Notice) -> None:
-            log.watch(notice)
+            if not is_canary(notice):
+                log.watch(notice)
             steward.watch(notice)
             _tell_manager(notifier, notice)
 
@@ -198,7 +216,7 @@ def run_device(path: Path, stop_with_stdin: bool, as_json: bool) -> None:
         classes=model.classes,
         forms=config.forms(path, settings.answer_forms),
     )
-    machine = Device(identity, labelling, os.urandom)
+    machine = Device(identity, labelling, os.urandom, gate=load_gate(path, settings, task))
     link = make_member_link(machine, identity, path, settings.broker)
     log = _make_log(as_json)
     log.event(
@@ -232,6 +250,19 @@ def load_model(path: Path, settings: config.DeviceConfig) -> "OnnxModel":
         scores=settings.model.scores,
         output=settings.model.output,
     )
+
+
+def load_canaries(
+    path: Path, settings: config.GatewayConfig, tasks: Mapping[str, Task]
+) -> dict[int, Canaries]:
+    """By number of the task, what a gateway's configuration says of canaries. Raises ConfigError."""
+    canaries: dict[int, Canaries] = {}
+    for name, section in settings.canaries.items():
+        if name not in tasks:
+            raise ConfigError(f"{path}: canaries.{name}: there is no task {name}: {', '.join(tasks)}")
+        queries, labels = read_labelled(path.parent / section.file, None, tasks[name])
+        canaries[tasks[name].number] = Canaries(queries, labels, tasks[name], budget=section.budget)
+    return canaries
 
 
 @contextlib.contextmanager

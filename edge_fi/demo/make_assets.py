@@ -1,7 +1,8 @@
 """Make the demo's assets: five devices, each with its own kind of model, trained on its own digits only.
 
 Needs the extra `train`. The demo itself runs on the committed files, so this is run only to change them:
-`python -m edge_fi.demo.make_assets [--out DIR]`. No training image is written, only held-out ones.
+`python -m edge_fi.demo.make_assets [--out DIR]`. No training image is written, only held-out ones. Afterwards
+`edge_fi.demo.make_gates` gives the members their gates, and needs scikit-learn alone.
 """
 
 import argparse
@@ -20,20 +21,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType
-from sklearn.datasets import load_digits
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
+from edge_fi.demo.make_gates import ALPHA, HELDOUT, LABELS, SEED, Images, Labels, load
 from edge_fi.errors import ModelError
 
-SEED = 0  # of the held-out split and of every training; not chosen, simply the first
-HELDOUT = 400  # images
-ALPHA = 0.1  # Dirichlet concentration: most devices lack most digits, which is when a federation matters
-LEAST_SAMPLES = 80  # a device with fewer would show a bad model rather than a narrow one
-LEAST_LABELS = 2  # a classifier of one label learns nothing
-LABELS = 10
 FULL_INK = 16.0  # the brightest pixel
 SCORE_TOLERANCE = 1e-4  # float32 in the graph against float64 in scikit-learn
 BATCH_TOLERANCE = 1e-5  # batch sizes may take different kernels, which round differently
@@ -47,12 +41,11 @@ number = 1
 labels = ["0","1","2","3","4","5","6","7","8","9"]
 shape = [8, 8]
 dtype = "uint8"
+features = "digits.features"
 description = "Handwritten digits: scikit-learn digits (UCI optical recognition of handwritten digits, \
 Alpaydin and Kaynak 1998), 8x8 pixels of 0..16"
 """
 
-Images = NDArray[np.float32]
-Labels = NDArray[np.int64]
 Scores = NDArray[np.float64]
 Train = Callable[[Images, Labels], "Trained"]
 
@@ -70,35 +63,6 @@ class Trained:
     def scores(self) -> str:
         """Name and meaning of the output: `probabilities` or `logits`."""
         return str(self.model.graph.output[0].name)
-
-
-def share(labels: Labels, n_devices: int, *, seed: int) -> list[NDArray[np.intp]]:
-    """Indices of each device's samples: every class is split by its own draw (Yurochkin et al. 2019)."""
-    random = np.random.default_rng(seed)
-    parts: list[list[NDArray[np.intp]]] = [[] for _ in range(n_devices)]
-    for label in range(LABELS):
-        indices = random.permutation(np.flatnonzero(labels == label))
-        shares = random.dirichlet(np.full(n_devices, ALPHA))
-        cuts = np.round(np.cumsum(shares)[:-1] * len(indices)).astype(np.intp)
-        for part, chosen in zip(parts, np.split(indices, cuts), strict=True):
-            part.append(chosen)
-    return [np.sort(np.concatenate(part)) for part in parts]
-
-
-def first_fair_share(labels: Labels, n_devices: int) -> tuple[int, list[NDArray[np.intp]]]:
-    """The first seed, and its shares, that give every device enough to train on.
-
-    The seed is chosen for these sizes only, never by accuracy. Every class is known to some device,
-    because every sample is given away.
-    """
-
-    def is_fair(shares: list[NDArray[np.intp]]) -> bool:
-        return all(len(own) >= LEAST_SAMPLES and len(set(labels[own])) >= LEAST_LABELS for own in shares)
-
-    seed = 0
-    while not is_fair(shares := share(labels, n_devices, seed=seed)):
-        seed += 1
-    return seed, shares
 
 
 def ink(images: Images) -> Images:
@@ -243,7 +207,8 @@ def pooled(votes: Scores) -> dict[str, Labels]:
 def member_table(device_id: str, kind: str, trained: Trained, *, samples: int) -> str:
     """One `[[member]]` table. A JSON string or list of strings is TOML too."""
     return (
-        f'[[member]]\nid = "{device_id}"\nmodel = "{device_id}.onnx"\nkind = "{kind}"\n'
+        f'[[member]]\nid = "{device_id}"\nmodel = "{device_id}.onnx"\ngate = "{device_id}.gate"\n'
+        f'kind = "{kind}"\n'
         f'scores = "{trained.scores}"\nlabels = {json.dumps([str(label) for label in trained.labels])}\n'
         f"samples = {samples}\n"
     )
@@ -264,20 +229,16 @@ RECIPES: dict[str, Train] = {
 
 def make_assets(out: Path) -> None:
     """Train, verify and write everything into `out`; print what it is worth."""
-    digits = load_digits()
-    images, labels = digits.images.astype(np.float32), digits.target.astype(np.int64)
-    images, unseen, labels, truth = train_test_split(
-        images, labels, test_size=HELDOUT, stratify=labels, random_state=SEED
-    )
-    seed, shares = first_fair_share(labels, len(RECIPES))
+    digits = load()
+    images, labels, unseen, truth = digits.images, digits.labels, digits.unseen, digits.truth
     out.mkdir(parents=True, exist_ok=True)
     np.savez(out / "heldout.npz", images=unseen.astype(np.uint8), labels=truth.astype(np.uint8))
     (out / "digits.toml").write_text(TASK)
     row = "{:<20}{:<23}{:>8}  {:<16}{:>8}{:>10}".format
-    print(f"Dirichlet({ALPHA}) shares of seed {seed}; accuracy on {HELDOUT} held-out images")
+    print(f"Dirichlet({ALPHA}) shares of seed {digits.seed}; accuracy on {HELDOUT} held-out images")
     print(row("device", "kind", "samples", "labels", "bytes", "accuracy"))
     tables, ballots = [], []
-    for number, ((kind, train), own) in enumerate(zip(RECIPES.items(), shares, strict=True), start=1):
+    for number, ((kind, train), own) in enumerate(zip(RECIPES.items(), digits.owned, strict=True), start=1):
         device_id = f"pi-{number:02}"
         trained = train(images[own], labels[own])
         ballot = votes(trained, verified_scores(device_id, trained, unseen))

@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 from edge_fi.adapters.mqtt import packet_bytes
 from edge_fi.effects import Deliver, Effect, Publish, Rejected
 from edge_fi.gateway import Gateway
-from edge_fi.messages import Fate, Outcome
+from edge_fi.messages import Array, Fate, Outcome
 from edge_fi.pump import Notice
-from edge_fi.voting.strategy import STRATEGIES, aggregate
+from edge_fi.voting import scores
+from edge_fi.voting.calibration import Calibrator
+from edge_fi.voting.strategy import DEFAULT, STRATEGIES, Ballots, Strategy, first_choices, stack
 from edge_fi.wire.frames import Type
+
+MISLED = ("entropy", "linear")
+"""Strategies beside which the picture shows the default."""
 
 
 class MeasuredGateway(Gateway):
@@ -30,6 +35,22 @@ class MeasuredGateway(Gateway):
         if payload[:1] == bytes([Type.ANSWER]):
             self.answer_bytes.append(packet_bytes(Publish(topic, payload)))
         return super().receive(topic, payload, now=now)
+
+    def familiar(self, task: int) -> tuple[str, ...]:
+        """Ids of the devices that are online and have registered their gates."""
+        indices = {name: index for index, name in self._names.items()}
+        return tuple(
+            name for name in self.online(task) if self.panels[task].coverage(indices[name]) is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Of distributions: accuracy and calibration error in percent, log-likelihood in nats."""
+
+    accuracy: float
+    nll: float
+    ece: float
 
 
 @dataclass(slots=True)
@@ -71,17 +92,24 @@ class Figures:
         ]
         return 100 * sum(right) / len(self.outcomes)
 
-    def strategy_accuracy(self) -> dict[str, float]:
-        """Percent right, by strategy, each from the very votes that came over the wire."""
-        return {
-            name: 100
-            * sum(
-                bool(outcome.votes) and int(aggregate(outcome.votes, strategy).argmax()) == self.truth[number]
-                for number, outcome in self.outcomes.items()
-            )
-            / len(self.outcomes)
-            for name, strategy in STRATEGIES.items()
-        }
+    def strategy_scores(self) -> dict[str, Score]:
+        """By strategy, the default first, the others by accuracy; each from the very votes that came.
+
+        Each is calibrated after the pool, as the gateway does it: without labels, in the order of the
+        queries. A query with no familiar member at all counts for each strategy, though it has no outcome.
+        """
+        numbers = sorted(self.outcomes)
+        truth = self.truth[numbers]
+        told = {}
+        for name, strategy in STRATEGIES.items():
+            said = _calibrated(strategy, [stack(self.outcomes[number].votes) for number in numbers])
+            told[name] = Score(scores.accuracy(said, truth), scores.nll(said, truth), scores.ece(said, truth))
+        return dict(sorted(told.items(), key=lambda item: (item[0] != DEFAULT, -item[1].accuracy)))
+
+    def answered_accuracy(self) -> float:
+        """Percent of all queries whose outcome, as the gateway gave it, was right."""
+        right = sum(bool(its.label == self.truth[number]) for number, its in self.outcomes.items())
+        return 100 * right / len(self.outcomes)
 
     def latency_ms(self) -> dict[str, float]:
         """Median and 99th percentile from publish to outcome, at the gateway."""
@@ -89,13 +117,42 @@ class Figures:
         return {"p50": _quantile(elapsed, 50), "p99": _quantile(elapsed, 99)}
 
     def most_telling(self) -> int:
-        """The query that the federation got right and most of its members wrong; 0 if none is."""
-        telling = {
-            number: sum(vote.label != self.truth[number] for vote in outcome.votes)
-            for number, outcome in self.outcomes.items()
-            if outcome.label == self.truth[number]
-        }
-        return max(telling, key=lambda number: (telling[number], -number), default=0)
+        """The query for the picture, by rule: the default is right and what it stands beside is wrong.
+
+        Of these, the one that most members got wrong, and of such the first. Where there is none, the one
+        that the federation got right and most members wrong; 0 where it got nothing right.
+        """
+        right = [number for number, outcome in self.outcomes.items() if outcome.label == self.truth[number]]
+        telling = [number for number in right if self._misled(number) == len(MISLED)]
+
+        def wrong(number: int) -> int:
+            return sum(vote.label != self.truth[number] for vote in self.outcomes[number].votes)
+
+        return max(telling or right, key=lambda number: (wrong(number), -number), default=0)
+
+    def _misled(self, number: int) -> int:
+        ballots = stack(self.outcomes[number].votes)
+        return sum(int(STRATEGIES[name](ballots).argmax()) != self.truth[number] for name in MISLED)
+
+
+def weights(name: str, ballots: Ballots) -> Array:
+    """(n,): each vote's share of the weight in a linear pool: by familiarity, entropy or linear."""
+    n, classes = ballots.probabilities.shape
+    if name == "entropy":
+        safe = np.where(ballots.probabilities > 0, ballots.probabilities, 1.0)
+        given = 1 + (safe * np.log(safe)).sum(axis=1) / np.log(classes)
+        return np.asarray(given / given.sum())
+    # Of voters that each vote for themselves, the pool is the weights.
+    return STRATEGIES[name](ballots._replace(probabilities=np.eye(n)))
+
+
+def _calibrated(strategy: Strategy, rounds: list[Ballots]) -> Array:
+    calibrator, said = Calibrator(), []
+    for ballots in rounds:
+        pooled = strategy(ballots)
+        calibrator.observe(pooled, strategy(first_choices(ballots)))
+        said.append(calibrator.apply(pooled))
+    return np.stack(said)
 
 
 def _quantile(values: Sequence[float], percent: float) -> float:

@@ -1,4 +1,4 @@
-"""The demo's members: their files in the package, and each as a process of its own."""
+"""The demo's scenarios and members: their files in the package, and each member as a process of its own."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from edge_fi.errors import TransportError
 from edge_fi.messages import Task, Tensor
 from edge_fi.roster import Roster
 from edge_fi.session import GatewayIdentity
+from edge_fi.voting.features import FeatureMap
 
 ASSETS = Path(__file__).parent / "assets"
 STOP_S = 3.0
@@ -29,29 +30,84 @@ class DemoMember:
 
     id: str
     model: str
+    gate: str
     kind: str
     scores: str
     labels: list[str]
     samples: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A federation that was trained beforehand, as files in the package."""
+
+    name: str
+    """The task's, too."""
+    folder: Path
+    sample: str
+    """What a device has many of: "image"."""
+    array: str
+    """Of heldout.npz: what can be asked."""
+    public: int = 0
+    """So many of these are the public queries of the feature map, the first ones, and are not asked."""
+
+    is_short: bool = False
+    """Whether its labels need no comma between them."""
+
+    @property
+    def task_path(self) -> Path:
+        """The task file."""
+        return self.folder / f"{self.name}.toml"
+
+    @property
+    def features_name(self) -> str:
+        """The file of the feature map, in the folder."""
+        return f"{self.name}.features"
+
+    def task(self) -> Task:
+        """What the federation agrees on."""
+        return load_task(self.task_path)
+
+    def features(self) -> FeatureMap:
+        """The space in which members say how familiar a query is."""
+        return FeatureMap.decode((self.folder / self.features_name).read_bytes())
+
+    def members(self) -> list[DemoMember]:
+        """The devices."""
+        tables = tomllib.loads((self.folder / "members.toml").read_text(encoding="utf-8"))["member"]
+        return [DemoMember(**table) for table in tables]
+
+    def heldout(self) -> tuple[list[Tensor], NDArray[np.int64]]:
+        """Queries that no member has trained on, and what they show, (n,)."""
+        with np.load(self.folder / "heldout.npz", allow_pickle=False) as file:
+            queries, labels = file[self.array], file["labels"]
+        task = self.task()
+        return [Tensor(task.dtype, task.shape, query.tobytes()) for query in queries], labels.astype(np.int64)
+
+    def asked(self) -> tuple[list[Tensor], NDArray[np.int64]]:
+        """Those of them that the demo asks: without the public ones."""
+        tensors, truth = self.heldout()
+        return tensors[self.public :], truth[self.public :]
+
+
+DIGITS = Scenario(name="digits", folder=ASSETS, sample="image", array="images", public=100, is_short=True)
+WATCH = Scenario(name="watch", folder=ASSETS / "watch", sample="window", array="queries")
+SCENARIOS = {scenario.name: scenario for scenario in (DIGITS, WATCH)}
+
+
 def members() -> list[DemoMember]:
-    """The demo's five devices."""
-    tables = tomllib.loads((ASSETS / "members.toml").read_text(encoding="utf-8"))["member"]
-    return [DemoMember(**table) for table in tables]
+    """The digits demo's five devices."""
+    return DIGITS.members()
 
 
 def task() -> Task:
-    """The demo's task: digits of 8x8 pixels."""
-    return load_task(ASSETS / "digits.toml")
+    """The digits demo's task: images of 8x8 pixels."""
+    return DIGITS.task()
 
 
 def heldout() -> tuple[list[Tensor], NDArray[np.int64]]:
     """Images that no member has trained on, and what they show, (n,)."""
-    with np.load(ASSETS / "heldout.npz", allow_pickle=False) as file:
-        images, labels = file["images"], file["labels"]
-    digits = task()
-    return [Tensor(digits.dtype, digits.shape, image.tobytes()) for image in images], labels.astype(np.int64)
+    return DIGITS.heldout()
 
 
 class MemberProcesses:
@@ -61,15 +117,16 @@ class MemberProcesses:
     however the demo ends, nothing is left running.
     """
 
-    def __init__(self, folder: Path, *, port: int) -> None:
+    def __init__(self, scenario: Scenario, folder: Path, *, port: int) -> None:
         self.folder = folder
+        self._scenario = scenario
         self._port = port
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def make_keys(self, federation: str) -> tuple[GatewayIdentity, Roster]:
         """A gateway's keys, and for each member a key and its line of the roster."""
         gateway = keyfile.make_gateway(self.folder / "gateway.key", federation, os.urandom)
-        names = [("device", member.id) for member in members()]
+        names = [("device", member.id) for member in self._scenario.members()]
         lines = keyfile.introduce(self.folder, names, gateway, os.urandom)
         return gateway, Roster(members=tuple(lines))
 
@@ -78,7 +135,7 @@ class MemberProcesses:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)
         }
-        for member in members():
+        for member in self._scenario.members():
             path = self.folder / f"{member.id}.toml"
             path.write_text(self._configuration(member), encoding="utf-8")
             command = [sys.executable, "-m", "edge_fi", "device", "run", "--config", str(path)]
@@ -126,11 +183,14 @@ class MemberProcesses:
         return "\n".join(
             [
                 f"key = {json.dumps(f'{member.id}.key')}",
-                f"task = {json.dumps(str(ASSETS / 'digits.toml'))}",
+                f"task = {json.dumps(str(self._scenario.task_path))}",
                 "[model]",
-                f"path = {json.dumps(str(ASSETS / member.model))}",
+                f"path = {json.dumps(str(self._scenario.folder / member.model))}",
                 f"labels = {json.dumps(member.labels)}",
                 f"scores = {json.dumps(member.scores)}",
+                "[familiarity]",
+                f"gate = {json.dumps(str(self._scenario.folder / member.gate))}",
+                "share = true",
                 "[broker]",
                 f"port = {self._port}",
                 "",

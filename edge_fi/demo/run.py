@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_fi.adapters.mqtt import MqttLink, packet_bytes
 from edge_fi.demo.measure import Figures, MeasuredGateway
-from edge_fi.demo.members import MemberProcesses, heldout, members, task
+from edge_fi.demo.members import MemberProcesses, Scenario
 from edge_fi.effects import Publish
 from edge_fi.errors import TransportError
 from edge_fi.messages import Form
@@ -27,6 +27,7 @@ ROUND_TIMEOUT_S = 5.0
 class DemoRun:
     """What a run gave."""
 
+    scenario: Scenario
     broker: str
     figures: Figures
     query_wire: int
@@ -34,18 +35,25 @@ class DemoRun:
     """Largest MQTT packet of an answer, in bytes."""
 
     def as_fields(self) -> dict[str, Any]:
-        """As JSON. Accuracies in percent, bytes of whole MQTT packets."""
+        """As JSON. Accuracies and calibration errors in percent, bytes of whole MQTT packets."""
         figures = self.figures
         return {
+            "scenario": self.scenario.name,
             "broker": self.broker,
             "rounds": len(figures.outcomes),
             "lost": figures.lost,
             "devices": [
                 {"id": member.id, "accuracy": round(figures.member_accuracy(member.id), 2)}
-                for member in members()
+                for member in self.scenario.members()
             ],
+            "answered": round(figures.answered_accuracy(), 2),
             "strategies": {
-                name: round(accuracy, 2) for name, accuracy in figures.strategy_accuracy().items()
+                name: {
+                    "accuracy": round(score.accuracy, 2),
+                    "nll": round(score.nll, 3),
+                    "ece": round(score.ece, 2),
+                }
+                for name, score in figures.strategy_scores().items()
             },
             "bytes": {"query_wire": self.query_wire, "answer_wire": self.answer_wire},
             "latency_ms": figures.latency_ms(),
@@ -54,6 +62,7 @@ class DemoRun:
 
 
 def run_demo(
+    scenario: Scenario,
     *,
     queries: int,
     form: Form,
@@ -67,21 +76,22 @@ def run_demo(
     """
     from broker.embedded import EmbeddedBroker
 
-    tensors, truth = heldout()
+    tensors, truth = scenario.asked()
+    task = scenario.task()
     figures = Figures(truth[:queries])
     with tempfile.TemporaryDirectory(prefix="edge-fi-demo-") as name, EmbeddedBroker(broker) as started:
         folder = Path(name)
-        processes = MemberProcesses(folder, port=started.port)
+        processes = MemberProcesses(scenario, folder, port=started.port)
         identity, roster = processes.make_keys(FEDERATION)
-        gateway, link = _make_gateway(identity, roster, form, started.host, started.port)
+        gateway, link = _make_gateway(scenario, identity, roster, form, started.host, started.port)
         pump = Pump(gateway, link, watch=figures.watch)
         pump.start()
         with processes:
             try:
-                _await_members(pump, gateway, processes, joined)
+                _await_members(scenario, pump, gateway, processes, joined)
                 processes.forget_keys()
                 for number, tensor in enumerate(tensors[:queries]):
-                    effects = gateway.ask(task().number, tensor, reference=number, now=monotonic_us())
+                    effects = gateway.ask(task.number, tensor, reference=number, now=monotonic_us())
                     gateway.query_bytes += [
                         packet_bytes(effect) for effect in effects if isinstance(effect, Publish)
                     ]
@@ -97,6 +107,7 @@ def run_demo(
             finally:
                 pump.close()
         return DemoRun(
+            scenario=scenario,
             broker=started.kind,
             figures=figures,
             query_wire=max(gateway.query_bytes),
@@ -105,10 +116,13 @@ def run_demo(
 
 
 def _make_gateway(
-    identity: GatewayIdentity, roster: Roster, form: Form, host: str, port: int
+    scenario: Scenario, identity: GatewayIdentity, roster: Roster, form: Form, host: str, port: int
 ) -> tuple[MeasuredGateway, MqttLink]:
     policy = RoundPolicy(timeout_s=ROUND_TIMEOUT_S, forms=frozenset({form}))
-    gateway = MeasuredGateway(identity, roster, [task()], os.urandom, policy=policy)
+    task = scenario.task()
+    gateway = MeasuredGateway(
+        identity, roster, [task], os.urandom, policy=policy, features={task.number: scenario.features()}
+    )
     link = MqttLink(
         identity.mqtt_client_id(gateway.boot),
         host=host,
@@ -120,20 +134,21 @@ def _make_gateway(
 
 
 def _await_members(
+    scenario: Scenario,
     pump: Pump,
     gateway: MeasuredGateway,
     processes: MemberProcesses,
     joined: Callable[[int, int], None],
 ) -> None:
-    expected = len(members())
+    task, expected = scenario.task().number, len(scenario.members())
 
     def everybody_is_there() -> bool:
         processes.check()
-        there = len(gateway.online(task().number))
+        there = len(gateway.familiar(task))
         joined(there, expected)
         return there == expected
 
     if not pump.run_until(everybody_is_there, timeout_s=JOIN_TIMEOUT_S):
-        there = set(gateway.online(task().number))
-        late = ", ".join(member.id for member in members() if member.id not in there)
+        there = set(gateway.familiar(task))
+        late = ", ".join(member.id for member in scenario.members() if member.id not in there)
         raise TransportError(f"no word from {late} within {JOIN_TIMEOUT_S:.0f} s; is this machine very busy?")

@@ -13,6 +13,7 @@ a key; it raises DecodeError("length" | "type" | "flags" | "form").
 | 11 | WELCOME | gateway -> member | flags u8, index u16 | Noise message 2 |
 | 12 | READY | member -> gateway | session:4 0:4, index u16, counter u32 | sealed payload, tag 16 |
 | 13 | REKEY | gateway -> device | as READY | as READY |
+| 14 | GATE | device -> gateway | as READY | as READY |
 | 20 | ASK | client -> gateway | as READY | as READY |
 | 21 | OUTCOME | gateway -> client | as READY | as READY |
 | 30 | JOIN | joiner -> gateway | flags u8, invite u32 | Noise message 1, mac 8 |
@@ -52,7 +53,8 @@ CLAIM_NONCE_BYTES = 16
 SALT_BYTES = 16
 JOIN_BYTES = JOINING_HEADER_BYTES + 2 * KEY_BYTES + 2 * TAG_BYTES + MAC_BYTES
 CLAIM_BYTES = 2 + CLAIM_NONCE_BYTES + MAC_BYTES
-MAX_ACCEPT_BYTES = 200_000  # two tasks of the most and longest usual labels; a handful of bytes in practice
+MAX_ACCEPT_BYTES = 200_000  # a feature map of 1,500 public queries, and the task it belongs to
+MAX_GATE_BYTES = 16_384  # of 4,096 classes; 7,000 in practice
 
 
 class Type(IntEnum):
@@ -65,6 +67,7 @@ class Type(IntEnum):
     WELCOME = 0x11
     READY = 0x12
     REKEY = 0x13
+    GATE = 0x14
     ASK = 0x20
     OUTCOME = 0x21
     JOIN = 0x30
@@ -84,6 +87,7 @@ _SIZES = {
     Type.WELCOME: (HANDSHAKE_HEADER_BYTES + KEY_BYTES + TAG_BYTES, 256),
     Type.READY: (ANSWER_HEADER_BYTES + TAG_BYTES, 1024),
     Type.REKEY: (ANSWER_HEADER_BYTES + TAG_BYTES, 1024),
+    Type.GATE: (ANSWER_HEADER_BYTES + TAG_BYTES + 1, ANSWER_HEADER_BYTES + TAG_BYTES + MAX_GATE_BYTES),
     Type.ASK: (ANSWER_HEADER_BYTES + TAG_BYTES + 1, MAX_FRAME_BYTES),
     Type.OUTCOME: (ANSWER_HEADER_BYTES + TAG_BYTES + 1, MAX_FRAME_BYTES),
     # An ephemeral key, a sealed static key, and an empty payload.

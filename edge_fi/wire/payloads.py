@@ -26,13 +26,16 @@ from edge_fi.messages import (
     Status,
     Task,
     Tensor,
+    Trust,
 )
 
 NO_LABEL = 0xFFFF
+GATE_NAME_BYTES = 4
+_WANTS_GATE = 0x80  # in the byte of WELCOME that has the session's number
 _DTYPE_NAMES = tuple(DTYPES)
 
 _QUERY = struct.Struct(">BHI8s")
-_HELLO = struct.Struct(">8sB8s")
+_HELLO = struct.Struct(">8sB8sB4s")
 _WELCOME = struct.Struct(">BIHII32s32s")
 _CLIENT_WELCOME = struct.Struct(">BIH")
 _READY = struct.Struct(">HI")
@@ -42,7 +45,9 @@ _TASK = struct.Struct(">BBB")
 _SCALE = struct.Struct(">hhH")
 _BYTE = struct.Struct(">B")
 _ASK = struct.Struct(">BI")
-_OUTCOME = struct.Struct(">IBHHIIH")
+_FEEDBACK = struct.Struct(">BIIH")
+_LENGTH = struct.Struct(">I")
+_OUTCOME = struct.Struct(">IBHHIIIHH")
 _PROBABILITY_STEPS = 0xFFFF
 
 
@@ -54,6 +59,9 @@ class Hello:
     """8 bytes: BLAKE2b of the model file."""
     task: int
     task_digest: bytes
+    trust: Trust = Trust.NOBODY
+    gate: bytes = bytes(GATE_NAME_BYTES)
+    """The first 4 bytes of the digest of the gate that it registers; zeros without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +80,8 @@ class Welcome:
     epoch_key: bytes = field(default=b"", repr=False)
     verify: bytes = b""
     """32 bytes: the gateway's Ed25519 key of this time, under which queries are signed."""
+    wants_gate: bool = False
+    """Whether the gateway lacks the gate that HELLO named: the device sends it, behind its READY."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +129,8 @@ class Accept:
     """The one task that a device may join; 0 for any."""
     tasks: tuple[Task, ...]
     """What the federation agrees on."""
+    features: tuple[bytes, ...]
+    """Of each task its feature map; empty where it has none, or one that did not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,15 @@ class Ask:
     task: int
     deadline_ms: int
     tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What a query showed, as its client learnt later. It travels as an ASK of task 0."""
+
+    epoch: int
+    seq: int
+    label: int
 
 
 def encode_forms(forms: frozenset[Form]) -> int:
@@ -166,12 +187,15 @@ def decode_query(payload: bytes) -> Query:
 
 def encode_hello(hello: Hello) -> bytes:
     """Plaintext in a device's HELLO."""
-    return _HELLO.pack(hello.model, hello.task, hello.task_digest)
+    return _HELLO.pack(hello.model, hello.task, hello.task_digest, hello.trust, hello.gate)
 
 
 def decode_hello(payload: bytes) -> Hello:
     """Inverse of encode_hello."""
-    return Hello(*_unpack(_HELLO, payload))
+    model, task, task_digest, trust, gate = _unpack(_HELLO, payload)
+    if trust not in list(Trust) or (trust != Trust.GATE and any(gate)):
+        raise DecodeError("payload")
+    return Hello(model, task, task_digest, Trust(trust), gate)
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
@@ -179,7 +203,7 @@ def encode_welcome(welcome: Welcome) -> bytes:
     if not welcome.epoch_key:
         return _CLIENT_WELCOME.pack(welcome.session, welcome.boot, welcome.rejoin_window_ms)
     return _WELCOME.pack(
-        welcome.session,
+        welcome.session | _WANTS_GATE * welcome.wants_gate,
         welcome.boot,
         welcome.rejoin_window_ms,
         welcome.epoch,
@@ -196,10 +220,13 @@ def decode_welcome(payload: bytes, *, is_device: bool) -> Welcome:
     else:
         session, boot, window_ms = _unpack(_CLIENT_WELCOME, payload)
         epoch, floor, key, verify = 0, 0, b"", b""
+    wants_gate = is_device and bool(session & _WANTS_GATE)
+    session -= _WANTS_GATE * wants_gate
     if session > 15:
         raise DecodeError("payload")
     return Welcome(
         session=session,
+        wants_gate=wants_gate,
         boot=boot,
         rejoin_window_ms=window_ms,
         epoch=epoch,
@@ -234,14 +261,16 @@ def decode_rekey(payload: bytes) -> Rekey:
 
 
 def encode_accept(accept: Accept, *, longest: int) -> bytes:
-    """Plaintext in ACCEPT. longest: its greatest size; a task that does not fit is left out."""
+    """Plaintext in ACCEPT. longest: its greatest size; a task, or its map, that does not fit is left out."""
     encoded: list[bytes] = []
-    size = _ACCEPT.size
-    for task in accept.tasks:
+    left = longest - _ACCEPT.size
+    for task, features in zip(accept.tasks, accept.features, strict=True):
         definition = _encode_name(task.name) + task.definition()
-        if size + len(definition) <= longest:
-            size += len(definition)
-            encoded.append(definition)
+        if len(definition) + _LENGTH.size > left:
+            continue
+        fitting = features if len(definition) + _LENGTH.size + len(features) <= left else b""
+        encoded.append(definition + _LENGTH.pack(len(fitting)) + fitting)
+        left -= len(encoded[-1])
     return _ACCEPT.pack(accept.index, accept.version, accept.task, len(encoded)) + b"".join(encoded)
 
 
@@ -250,13 +279,19 @@ def decode_accept(payload: bytes) -> Accept:
     if len(payload) < _ACCEPT.size:
         raise DecodeError("payload")
     index, version, task, count = _ACCEPT.unpack_from(payload)
-    tasks, at = [], _ACCEPT.size
+    tasks, maps, at = [], [], _ACCEPT.size
     for _ in range(count):
         its_task, at = _decode_task(payload, at)
+        (length,) = _unpack_from(_LENGTH, payload, at)
+        at += _LENGTH.size
         tasks.append(its_task)
+        maps.append(payload[at : at + length])
+        at += length
+        if length and not its_task.features:
+            raise DecodeError("payload")
     if index == 0 or at != len(payload):
         raise DecodeError("payload")
-    return Accept(index=index, version=version, task=task, tasks=tuple(tasks))
+    return Accept(index=index, version=version, task=task, tasks=tuple(tasks), features=tuple(maps))
 
 
 def encode_roster(highest: int, revoked: frozenset[int]) -> bytes:
@@ -279,8 +314,15 @@ def encode_ask(ask: Ask) -> bytes:
     return _ASK.pack(ask.task, ask.deadline_ms) + _encode_tensor(ask.tensor)
 
 
-def decode_ask(payload: bytes) -> Ask:
-    """Inverse of encode_ask."""
+def encode_feedback(feedback: Feedback) -> bytes:
+    """Plaintext of the ASK that carries it."""
+    return _FEEDBACK.pack(0, feedback.epoch, feedback.seq, feedback.label)
+
+
+def decode_ask(payload: bytes) -> Ask | Feedback:
+    """Inverse of encode_ask and encode_feedback."""
+    if payload[:1] == b"\0":
+        return Feedback(*_unpack(_FEEDBACK, payload)[1:])
     if len(payload) < _ASK.size:
         raise DecodeError("payload")
     task, deadline_ms = _ASK.unpack_from(payload)
@@ -297,15 +339,19 @@ def encode_outcome(counter: int, outcome: Outcome) -> bytes:
         outcome.status,
         NO_LABEL if outcome.label is None else outcome.label,
         math.floor(outcome.agreement * _PROBABILITY_STEPS + 0.5),
+        outcome.epoch,
         outcome.seq,
         min(outcome.elapsed_us, 0xFFFFFFFF),
         len(steps),
+        len(outcome.label_set),
     )
     return b"".join(
         [
             fixed,
             struct.pack(f">{len(steps)}H", *steps),
+            struct.pack(f">{len(outcome.label_set)}H", *outcome.label_set),
             _encode_name(outcome.strategy),
+            _encode_name(outcome.reason),
             *(bytes([fate]) + _encode_name(device) for device, fate in outcome.fates),
         ]
     )
@@ -315,17 +361,21 @@ def decode_outcome(payload: bytes) -> tuple[int, Outcome]:
     """Inverse of encode_outcome, without votes."""
     if len(payload) < _OUTCOME.size:
         raise DecodeError("payload")
-    counter, status, label, agreement, seq, elapsed_us, classes = _OUTCOME.unpack_from(payload)
-    names_at = _OUTCOME.size + 2 * classes
+    counter, status, label, agreement, epoch, seq, elapsed_us, classes, chosen = _OUTCOME.unpack_from(payload)
+    names_at = _OUTCOME.size + 2 * (classes + chosen)
     if (
         status not in list(Status)
-        or classes > MAX_CLASSES
+        or max(classes, chosen) > MAX_CLASSES
         or len(payload) < names_at
         or (label != NO_LABEL and label >= classes)
     ):
         raise DecodeError("payload")
     steps = struct.unpack_from(f">{classes}H", payload, _OUTCOME.size)
+    label_set = struct.unpack_from(f">{chosen}H", payload, _OUTCOME.size + 2 * classes)
+    if any(its >= classes for its in label_set) or list(label_set) != sorted(set(label_set)):
+        raise DecodeError("payload")
     strategy, at = _decode_name(payload, names_at)
+    reason, at = _decode_name(payload, at)
     fates = []
     while at < len(payload):
         fate = payload[at]
@@ -339,7 +389,10 @@ def decode_outcome(payload: bytes) -> tuple[int, Outcome]:
         probabilities=tuple(step / _PROBABILITY_STEPS for step in steps),
         agreement=agreement / _PROBABILITY_STEPS,
         strategy=strategy,
+        reason=reason,
+        label_set=label_set,
         fates=tuple(fates),
+        epoch=epoch,
         seq=seq,
         elapsed_us=elapsed_us,
     )
@@ -372,6 +425,8 @@ def _decode_task(payload: bytes, at: int) -> tuple[Task, int]:
         end = at + 1 + _unpack_from(_BYTE, payload, at)[0]
         labels.append(payload[at + 1 : end])
         at = end
+    end = at + 1 + _unpack_from(_BYTE, payload, at)[0]
+    features, at = payload[at + 1 : end], end
     try:
         if code >= len(_DTYPE_NAMES) or at > len(payload):
             raise ValueError
@@ -382,6 +437,7 @@ def _decode_task(payload: bytes, at: int) -> tuple[Task, int]:
             shape=shape,
             dtype=_DTYPE_NAMES[code],
             log_weight=(low, high),
+            features=features,
         )
     except ValueError:  # of UTF-8 too
         raise DecodeError("payload") from None

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_fi.adapters.onnx import MAX_BATCH, OnnxModel
+from edge_fi.adapters.onnx import MAX_BATCH, OnnxModel, embedding, load_embedding
 from edge_fi.demo.members import ASSETS, heldout, members
 from edge_fi.demo.members import task as digits
 from edge_fi.errors import ModelError
@@ -203,3 +203,21 @@ def test_every_model_of_the_demo_loads_and_knows_more_than_chance(member) -> Non
         for number, row in zip(known, scores, strict=True)
     )
     assert right / len(known) > 2 / len(member.labels)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_a_maps_network_gives_one_row_of_features_a_query(tmp_path: Path, batch: int | str) -> None:
+    content, run = load_embedding(save(tmp_path / "m.onnx", shape=[batch, 2]))
+    assert content == (tmp_path / "m.onnx").read_bytes()
+    queries = np.tile([[1.0, 2.0], [0.0, 1.0]], (MAX_BATCH, 1))
+    assert run(queries).tolist() == [[6, 9, 12], [3, 4, 5]] * MAX_BATCH
+
+
+def test_a_network_that_is_none_or_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot read .*gone\.onnx: No such file.*--network"):
+        load_embedding(tmp_path / "gone.onnx")
+    with pytest.raises(ModelError, match="the map is no network of one input"):
+        embedding(b"hello", "the map")
+    _, run = load_embedding(save(tmp_path / "m.onnx"))
+    with pytest.raises(ModelError, match=r"m\.onnx fails on a query: "):
+        run(np.zeros((1, 5)))

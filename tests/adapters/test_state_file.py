@@ -66,7 +66,7 @@ def test_a_state_of_another_federation_or_gateway_is_refused(made: Made) -> None
 def test_a_state_of_a_later_version_is_refused_and_not_touched(made: Made) -> None:
     execute(made.path, f"PRAGMA user_version = {state_file.SCHEMA + 1}")
     before = made.path.read_bytes()
-    with pytest.raises(StateError, match=r"a later edge_fi \(its schema is 2, this one knows 1\): upgrade"):
+    with pytest.raises(StateError, match=r"a later edge_fi \(its schema is 3, this one knows 2\): upgrade"):
         made.open()
     assert made.path.read_bytes() == before
 

@@ -43,6 +43,7 @@ def test_with_a_host_it_expects_tls_there(tmp_path: Path) -> None:
 def test_tasks_of_one_file_name_are_both_there(tmp_path: Path) -> None:
     for name, number in (("one", 1), ("two", 2)):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "digits.features").write_bytes(DIGITS.with_suffix(".features").read_bytes())
         text = DIGITS.read_text().replace('"digits"', f'"{name}"').replace("number = 1", f"number = {number}")
         (tmp_path / name / "task.toml").write_text(text)
     tasks = [option for name in ("one", "two") for option in ("--task", tmp_path / name / "task.toml")]
@@ -68,7 +69,8 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_the_folder_of_its_tasks_may_be_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tasks").mkdir()
-    Path("tasks/digits.toml").write_bytes(DIGITS.read_bytes())
+    for suffix in (".toml", ".features"):
+        Path("tasks/digits").with_suffix(suffix).write_bytes(DIGITS.with_suffix(suffix).read_bytes())
     options = ("--federation", "acme", "--task", "tasks/digits.toml", "--out", ".")
     assert main_here("gateway", "new", *options).code == 0
     assert Path("tasks/digits.toml").read_bytes() == DIGITS.read_bytes()

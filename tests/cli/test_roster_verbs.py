@@ -135,7 +135,7 @@ def test_a_program_is_given_utc_and_names(verb: Run) -> None:
         "id": "pi-07", "role": "device", "index": 2, "task": None, "label": "attic",
         "public": base64.b64encode(key("pi-07")).decode(),
         "joined": utc(JOINED), "revoked": None, "last_heard": utc(JOINED + HOUR),
-        "asked": 12, "counted": 8, "declined": 1, "missing": 1, "late": 0,
+        "asked": 12, "counted": 8, "declined": 1, "missing": 1, "late": 0, "expelled": "",
     }  # fmt: skip
     assert [(its["id"], its["revoked"]) for its in listed["former"]] == [
         ("pi-07", utc(JOINED)),

@@ -21,6 +21,7 @@ from secrecy import found_in, secrets_of
 
 from broker.embedded import BROKERS
 from edge_fi.crypto.seal import JoinKeys, join_password, join_prologue
+from edge_fi.device import _Asked
 from edge_fi.errors import ConfigError, JoinError
 from edge_fi.messages import Form, Outcome
 from edge_fi.wire import payloads
@@ -158,7 +159,7 @@ def plaintexts(device: DeviceHere, number: int, outcome: Outcome) -> dict[str, b
     """What travelled sealed in this round: the question, what this device answered, and the outcome."""
     tensor = heldout_tensor(number)
     (scores,) = device.model.infer([tensor])
-    _, vote = device.machine._vote(frozenset({Form.LOGITS_8}), scores)
+    _, vote = device.machine._vote(_Asked(b"", b"", frozenset({Form.LOGITS_8}), 0, 0.0, 0), scores)
     assert len(vote) > 8
     return {"query": tensor.content, "answer": vote, "outcome": payloads.encode_outcome(0, outcome)[4:]}
 

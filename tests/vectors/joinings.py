@@ -132,7 +132,7 @@ def joined(
     ephemeral = KeyPair.from_private(seeded(f"{invite.id} joining ephemeral{seed}"))
     gateway_ephemeral = KeyPair.from_private(seeded(f"{invite.id} joining gateway ephemeral{seed}"))
     keys = seal.JoinKeys.from_token(invite.token, prologue(invite))
-    accept = Accept(index=index, version=version, task=task, tasks=tasks)
+    accept = Accept(index=index, version=version, task=task, tasks=tasks, features=(b"",) * len(tasks))
     if payload is None:
         payload = payloads.encode_accept(accept, longest=LONGEST)
     joiner = _initiator(invite, static, ephemeral, keys.psk)

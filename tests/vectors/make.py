@@ -9,11 +9,13 @@ other in `runs`.
 """
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from book import Book, Fields, flip, rounded, seeded
+from familiar import MAP, PLACES, damaged, familiar_fields, familiarities, gate_bytes
 from joinings import joinings
 from runs import runs
 from sittings import (
@@ -52,7 +54,7 @@ from edge_fi.device import spread
 from edge_fi.messages import VOTE_FORMS, Array, Fate, Form, Outcome, Status
 from edge_fi.wire import frames, payloads, votes
 from edge_fi.wire.frames import Type
-from edge_fi.wire.payloads import Ask, Hello, Ready
+from edge_fi.wire.payloads import Ask, Feedback, Hello, Ready
 
 FOLDER = Path(__file__).parent
 NOT_OURS = ("noise_kk", "noise_ikpsk1")
@@ -83,6 +85,9 @@ def build() -> dict[str, str]:
         book.add(f"session_ok_{s.name}", "session", about, **session_fields(s, by_gateway=True))
     about = "The greatest session number, boot, window, epoch and floor. Not what a new gateway says."
     book.add("session_ok_high", "session", about, **session_fields(high, by_gateway=False))
+    gated = sit("gated", "device", "pi-03", 3, PLACES, gate=gate_bytes())
+    _gates(book, gated, digits)
+    familiarities(book)
     _votes(book)
     _handshakes(book, digits)
     _rekeys(book, digits, high)
@@ -137,6 +142,8 @@ def _derivations(book: Book, s: Sitting, others: dict[str, bytes]) -> None:
         ("digest", "fi1 settled", preimage, place + seal.name_in(FEDERATION), 8),
         ("task_digest", "fi1 task", b"", DIGITS.definition(), 8),
         ("model_digest", "fi1 model", b"", model_file, 8),
+        ("map_digest", "fi1 features", b"", MAP.encoded, 8),
+        ("gate_digest", "fi1 gate", b"", gate_bytes(), 8),
         ("claim_key", "fi1 claim key", own, b"", 32),
         ("claim_mac", "fi1 claim", claim_key, others["claim"][:-8], 8),
         ("held_mac", "fi1 held", claim_key, others["held"][:-8], 8),
@@ -239,9 +246,14 @@ def _handshakes(book: Book, s: Sitting) -> None:
     low = LOW_ORDER + message[32:]
     hello("low_order", "An ephemeral key of low order.", "key", hello_frame(s.static, 7, low, prologue))
     short = spoken(s.hello_payload[:-1])
-    hello("payload", "16 bytes of payload.", "payload", hello_frame(s.static, 7, short, prologue))
+    hello("payload", "21 bytes of payload.", "payload", hello_frame(s.static, 7, short, prologue))
     alien = spoken(payloads.encode_hello(Hello(s.model, 1, bytes(8))))
     frame = hello_frame(s.static, 7, alien, prologue)
+    untrue = spoken(s.hello_payload[:17] + b"\x03" + bytes(4))
+    hello("trust", "Trust 3.", "payload", hello_frame(s.static, 7, untrue, prologue))
+    untrue = spoken(s.hello_payload[:17] + b"\x01gate")
+    about = "A gate is named, and none is registered."
+    hello("gate", about, "payload", hello_frame(s.static, 7, untrue, prologue))
     hello("task", "Another task's digest.", "task_mismatch", frame)
     about = "The current session's HELLO again."
     hello("replay", about, "replay", s.hello, before=[s.hello, ready_frame(s)])
@@ -308,6 +320,36 @@ def _handshakes(book: Book, s: Sitting) -> None:
     ready_("replay", "The same again.", "replay", ready, before=[ready])
     far = ready_frame(s, 1024)
     ready_("stale", "1,024 below the newest counter.", "stale", ready, before=[far])
+
+
+def _gates(book: Book, s: Sitting, digits: Sitting) -> None:
+    """GATE follows READY, under the next counter."""
+    content = gate_bytes()
+    good = counted(s, Type.GATE, content, 1)
+    about = "HELLO, WELCOME, READY, GATE of a device that registers its gate."
+    fields = session_fields(s, by_gateway=True) | familiar_fields() | {"gate_frame": good}
+    book.add("session_ok_gated", "session", about, **fields)
+
+    def add(name: str, about: str, expect: str, frame: bytes, its: Sitting = s, **more: Any) -> None:
+        fields: Fields = {"session": f"session_ok_{its.name}", "frame": frame}
+        book.add(f"gate_{name}", "gate", about, expect, **fields | more)
+
+    add("ok", "A good one.", "ok", good)
+    for name, (about, spoilt) in damaged().items():
+        add(f"bad_{name}", about, "gate", counted(s, Type.GATE, spoilt, 1))
+    frame = counted(digits, Type.GATE, content, 1)
+    add("bad_trust", "Of a device whose HELLO registers none.", "gate", frame, digits)
+    add("bad_short", "24 bytes.", "length", good[:24])
+    add("bad_too_long", "16,409 bytes.", "length", good + bytes(16_409 - len(good)))
+    add("bad_form", "The form bits are not 0.", "form", flip(good, 1))
+    add("bad_session", "A session that is not open.", "session", flip(good, 1, 7))
+    add("bad_index", "A bit of the index.", "index", flip(good, 3))
+    add("bad_counter", "A bit of the counter.", "seal", flip(good, 7))
+    add("bad_tag", "A bit of the tag.", "seal", flip(good, -1))
+    ready = counted(s, Type.READY, content, 1)
+    add("bad_replay", "The same again.", "replay", good, before=[good])
+    assert ready[8:] == good[8:-16] + ready[-16:]  # one key: the header alone tells them apart
+    add("bad_of_ready", "A READY of the same content, called GATE.", "seal", good[:8] + ready[8:])
 
 
 def _rekeys(book: Book, s: Sitting, high: Sitting) -> None:
@@ -524,7 +566,7 @@ def _answers(book: Book, s: Sitting, pair: Sitting, birds: Sitting, many: Sittin
         code = b""
         if scores is not None and form is not Form.ABSTAIN:
             probabilities: Array = spread(np.array(scores), known, s.task.classes)
-            log_weight = float(np.log(probabilities.max()))
+            log_weight = 0.0  # without a gate an answer claims nothing
             scale = s.task.log_weight
             code = votes.quantize(form, probabilities, log_weight, scale=scale)
             near = np.array(rounded(probabilities))
@@ -644,8 +686,8 @@ def _asks(book: Book, client: Sitting) -> None:
     payload = payloads.encode_ask(Ask(1, 1500, tensor))
     good = counted(client, Type.ASK, payload)
 
-    def answered(status: Status) -> Fields:
-        outcome = Outcome(status=status)
+    def answered(status: Status, **named: Any) -> Fields:
+        outcome = Outcome(status=status, **named)
         return {
             "outcome": counted(client, Type.OUTCOME, payloads.encode_outcome(0, outcome)),
             "status": status,
@@ -654,6 +696,18 @@ def _asks(book: Book, client: Sitting) -> None:
     about = "Of a gateway that has no device: the OUTCOME says NO_MEMBERS."
     fields = {"counter": 0, "deadline_ms": 1500, "payload": payload, "content": tensor.content}
     add("ok", about, "ok", good, **fields | answered(Status.NO_MEMBERS))
+    body = payloads.encode_feedback(Feedback(5, 6, 7))
+    about = "Feedback on a query that is not known."
+    more = answered(Status.REFUSED, epoch=5, seq=6) | {"payload": body}
+    add("refused_feedback", about, "refused", counted(client, Type.ASK, body), **more)
+    more = answered(Status.REFUSED) | {"payload": body + b"\0"}
+    add(
+        "refused_feedback_long",
+        "Feedback of 12 bytes.",
+        "refused",
+        counted(client, Type.ASK, body + b"\0"),
+        **more,
+    )
     add("bad_session", "A session that is not open.", "session", flip(good, 1, 7))
     add("bad_index", "A bit of the index.", "index", flip(good, 3))
     add("bad_tag", "A bit of the tag.", "seal", flip(good, -1))
@@ -688,7 +742,10 @@ def _outcomes(book: Book, client: Sitting) -> None:
             probabilities=rounded(read.probabilities),
             agreement=rounded(read.agreement),
             strategy=read.strategy,
+            reason=read.reason,
+            label_set=read.label_set,
             fates=[[device, fate] for device, fate in read.fates],
+            epoch=read.epoch,
             seq=read.seq,
             elapsed_us=read.elapsed_us,
         )
@@ -700,8 +757,10 @@ def _outcomes(book: Book, client: Sitting) -> None:
         label=2,
         probabilities=(0.125, 0.25, 0.625),
         agreement=2 / 3,
-        strategy="confidence",
+        strategy="familiarity",
+        label_set=(1, 2),
         fates=fates,
+        epoch=0x01020304,
         seq=1,
         elapsed_us=123_456,
     )
@@ -711,7 +770,9 @@ def _outcomes(book: Book, client: Sitting) -> None:
         "No label, no probabilities.",
         Outcome(status=Status.NO_QUORUM, fates=fates[4:5], seq=0xFFFFFFFF, elapsed_us=2_000_000),
     )
-    head = struct.Struct(">IBHHIIH")
+    unsure = replace(answered, status=Status.ABSTAINED, label=None, reason="unsure", label_set=())
+    ok("unsure", "No label for want of confidence, and the probabilities.", unsure)
+    head = struct.Struct(">IBHHIIIHH")
     fixed = list(head.unpack_from(payload))
     rest = payload[head.size :]
 
@@ -721,10 +782,13 @@ def _outcomes(book: Book, client: Sitting) -> None:
     def with_field(at: int, value: int) -> bytes:
         return head.pack(*[value if n == at else old for n, old in enumerate(fixed)]) + rest
 
-    bad("short", "18 bytes.", payload[:18])
+    bad("short", "24 bytes.", payload[:24])
     bad("status", "Status 7.", with_field(1, 7))
     bad("label", "Label 3 of 3.", with_field(2, 3))
-    bad("classes_cut", "More classes than bytes.", with_field(6, 4096))
+    bad("classes_cut", "More classes than bytes.", with_field(7, 4096))
+    bad("set_cut", "A set of more classes than bytes.", with_field(8, 4096))
+    bad("set_order", "A set out of order.", payload[:31] + b"\0\2\0\1" + payload[35:])
+    bad("set_label", "A set with class 3 of 3.", payload[:31] + b"\0\1\0\3" + payload[35:])
     bad("fate", "Fate 7.", payload[:-7] + b"\x07" + payload[-6:])
     bad("name_cut", "A name of 6 letters, of which 5 are there.", payload[:-6] + b"\x06" + payload[-5:])
     bad("name_ascii", "A name that is not ASCII.", payload[:-1] + b"\xe4")

@@ -11,8 +11,9 @@ from edge_fi.crypto import seal
 from edge_fi.crypto.aead import seal as aead_seal
 from edge_fi.crypto.keys import KeyPair, SigningKey
 from edge_fi.crypto.noise import HandshakeKK
-from edge_fi.messages import VOTE_FORMS, Query, Task, Tensor
+from edge_fi.messages import VOTE_FORMS, Query, Task, Tensor, Trust
 from edge_fi.session import Identity, Session, hello_key
+from edge_fi.voting.gate import gate_digest
 from edge_fi.wire import frames, payloads
 from edge_fi.wire.frames import Type
 from edge_fi.wire.payloads import Hello, Ready, Rekey, Welcome
@@ -121,7 +122,9 @@ def hello_frame(static: KeyPair, index: int, message: bytes, prologue: bytes, *,
     return maced + seal.hello_mac(hello_key(static, GATEWAY.public, prologue), maced)
 
 
-def sit(name: str, role: str, id_: str, index: int, task: Task | None, **welcome: Any) -> Sitting:
+def sit(
+    name: str, role: str, id_: str, index: int, task: Task | None, *, gate: bytes = b"", **welcome: Any
+) -> Sitting:
     static = KeyPair.from_private(seeded(f"{id_} static"))
     ephemeral = KeyPair.from_private(seeded(f"{name} ephemeral"))
     gateway_ephemeral = KeyPair.from_private(seeded(f"{name} gateway ephemeral"))
@@ -130,11 +133,14 @@ def sit(name: str, role: str, id_: str, index: int, task: Task | None, **welcome
     if task:
         key, number = seeded(f"{name} epoch"), int.from_bytes(seeded(f"{name} epoch number", 4), "big")
         settings |= {"epoch": number, "floor": 1, "epoch_key": key, "verify": SIGNING.public}
+        settings |= {"wants_gate": bool(gate)}
     stated = Welcome(**settings | welcome)
     prologue = seal.prologue(FEDERATION, role, index)
     member = handshake("member", static, ephemeral, GATEWAY.public, prologue)
     gateway = handshake("gateway", GATEWAY, gateway_ephemeral, static.public, prologue)
-    payload = payloads.encode_hello(Hello(model, task.number, task.digest())) if task else b""
+    trust, name_ = (Trust.GATE, gate_digest(gate)[:4]) if gate else (Trust.NOBODY, bytes(4))
+    said = Hello(model, task.number, task.digest(), trust, name_) if task else None
+    payload = payloads.encode_hello(said) if said else b""
     hello = hello_frame(static, index, member.write_message_1(payload), prologue)
     gateway.read_message_1(frames.parse_handshake(hello).message)
     message = gateway.write_message_2(payloads.encode_welcome(stated))
@@ -206,6 +212,7 @@ def task_fields(task: Task) -> Fields:
         "shape": task.shape,
         "log_weight": task.log_weight,
         "labels": task.labels,
+        "features": task.features,
         "digest": task.digest(),
     }
 

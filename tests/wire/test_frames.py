@@ -36,6 +36,7 @@ BYTES = {
     Type.WELCOME: 0x11,
     Type.READY: 0x12,
     Type.REKEY: 0x13,
+    Type.GATE: 0x14,
     Type.ASK: 0x20,
     Type.OUTCOME: 0x21,
     Type.JOIN: 0x30,
@@ -54,6 +55,7 @@ SIZES = {
     Type.WELCOME: (4 + 32 + 16, 256),
     Type.READY: (8 + 16, 1024),
     Type.REKEY: (8 + 16, 1024),
+    Type.GATE: (8 + 1 + 16, 8 + 16_384 + 16),
     Type.ASK: (8 + 1 + 16, 1_000_000),
     Type.OUTCOME: (8 + 1 + 16, 1_000_000),
     # header, ephemeral key 32, static key 32 and its tag 16, tag 16, mac 8
@@ -64,7 +66,7 @@ SIZES = {
     Type.CLAIM: (2 + 16 + 8, 2 + 16 + 8),
     Type.HELD: (2 + 16 + 8, 2 + 16 + 8),
 }
-SESSION_KINDS = (Type.ANSWER, Type.READY, Type.REKEY, Type.ASK, Type.OUTCOME)
+SESSION_KINDS = (Type.ANSWER, Type.READY, Type.REKEY, Type.GATE, Type.ASK, Type.OUTCOME)
 
 
 def parse(frame: bytes) -> object:

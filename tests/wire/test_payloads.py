@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_fi.errors import DecodeError
-from edge_fi.messages import DTYPES, VOTE_FORMS, Fate, Form, Outcome, Query, Status, Task, Tensor
+from edge_fi.messages import DTYPES, VOTE_FORMS, Fate, Form, Outcome, Query, Status, Task, Tensor, Trust
 from edge_fi.wire.payloads import (
     Accept,
     Ask,
+    Feedback,
     Hello,
     Ready,
     Refusal,
@@ -30,6 +31,7 @@ from edge_fi.wire.payloads import (
     decode_welcome,
     encode_accept,
     encode_ask,
+    encode_feedback,
     encode_forms,
     encode_hello,
     encode_outcome,
@@ -57,30 +59,54 @@ OUTCOME = Outcome(
     probabilities=(0.25, 0.75),
     agreement=0.5,
     strategy="linear",
+    reason="unsure",
+    label_set=(0, 1),
     fates=(("pi-1", Fate.COUNTED), ("pi-2", Fate.MISSING)),
+    epoch=4,
     seq=3,
     elapsed_us=1000,
 )
 # 65,535 times 0.5, 0.25 and 0.75 is 32,767.5, 16,383.75 and 49,151.25: half up.
 OUTCOME_BYTES = (
-    bytes.fromhex("00000007 00 0001 8000 00000003 000003e8 0002")
-    + bytes.fromhex("4000 bfff")
+    bytes.fromhex("00000007 00 0001 8000 00000004 00000003 000003e8 0002 0002")
+    + bytes.fromhex("4000 bfff 0000 0001")
     + b"\x06linear"
+    + b"\x06unsure"
     + b"\x01\x04pi-1"
     + b"\x04\x04pi-2"
 )
 
 REKEY = Rekey(epoch=0x01020304, grace_ms=2000, epoch_key=b"k" * 32, verify=b"v" * 32)
 APPLES = Task(name="apples", number=7, labels=("ripe", "r\xf6d"), shape=(2, 3), dtype="float32")
-CELLS = Task(name="cells", number=9, labels=("a", "b", "c"), shape=(4,), dtype="int8", log_weight=(-1, 2))
-ACCEPT = Accept(index=0x0102, version=0x03040506, task=7, tasks=(APPLES, CELLS))
+CELLS = Task(
+    name="cells",
+    number=9,
+    labels=("a", "b", "c"),
+    shape=(4,),
+    dtype="int8",
+    log_weight=(-1, 2),
+    features=b"features",
+)
+ACCEPT = Accept(
+    index=0x0102, version=0x03040506, task=7, tasks=(APPLES, CELLS), features=(b"", b"the map of cells")
+)
 APPLES_BYTES = (
     b"\x06apples"
     + bytes.fromhex("07 00 02 00000002 00000003 fff8 0000 0002")
     + b"\x04ripe"
     + b"\x04r\xc3\xb6d"
+    + bytes.fromhex("00 00000000")
 )
-CELLS_BYTES = b"\x05cells" + bytes.fromhex("09 03 01 00000004 ffff 0002 0003") + b"\x01a\x01b\x01c"
+CELLS_BYTES = (
+    b"\x05cells"
+    + bytes.fromhex("09 03 01 00000004 ffff 0002 0003")
+    + b"\x01a\x01b\x01c"
+    + b"\x08features"
+    + bytes.fromhex("00000010")
+    + b"the map of cells"
+)
+GREATER = replace(CELLS, name="greater", labels=tuple("abcdefghijkl"))
+MAP_BYTES = len(b"the map of cells")
 ACCEPT_BYTES = bytes.fromhex("0102 03040506 07 02") + APPLES_BYTES + CELLS_BYTES
 ROSTER_BYTES = bytes.fromhex("0102 0003 0007 0102")
 
@@ -107,7 +133,7 @@ queries = st.builds(
     settle=st.binary(min_size=8, max_size=8),
     tensor=tensors(),
 )
-asks = st.builds(Ask, st.integers(0, 255), st.integers(1, DAY_MS), tensors())
+asks = st.builds(Ask, st.integers(1, 255), st.integers(1, DAY_MS), tensors())
 names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", max_size=24)
 shares = st.integers(0, 65535).map(lambda step: step / 65535)  # those that travel exactly
 
@@ -117,14 +143,18 @@ def outcomes(draw: st.DrawFn) -> Outcome:
     """Outcomes as a client reads them: without votes, numbers in steps."""
     probabilities = tuple(draw(st.lists(shares, max_size=5)))
     labels = st.integers(0, len(probabilities) - 1) if probabilities else st.nothing()
+    label_set = tuple(n for n in range(len(probabilities)) if draw(st.booleans()))
     return Outcome(
         status=draw(st.sampled_from(Status)),
         label=draw(st.none() | labels),
         probabilities=probabilities,
         agreement=draw(shares),
         strategy=draw(names),
+        reason=draw(names),
+        label_set=label_set,
         fates=tuple(draw(st.lists(st.tuples(names, st.sampled_from(Fate)), max_size=4))),
-        seq=draw(st.integers(0, 2**32 - 1)),
+        epoch=draw(u32),
+        seq=draw(u32),
         elapsed_us=draw(st.integers(0, 2**32 - 1)),
     )
 
@@ -213,10 +243,10 @@ def test_an_ask_is_read_as_it_was_written(ask: Ask) -> None:
     ("code", "dtype", "size"), [(0, "float32", 4), (1, "float16", 2), (2, "uint8", 1), (3, "int8", 1)]
 )
 def test_every_element_type_has_its_code(code: int, dtype: str, size: int) -> None:
-    tensor = Tensor(dtype, (3,), bytes(3 * size))
-    payload = encode_ask(Ask(1, 1, tensor))
+    ask = Ask(1, 1, Tensor(dtype, (3,), bytes(3 * size)))
+    payload = encode_ask(ask)
     assert payload[5] == code
-    assert decode_ask(payload).tensor == tensor
+    assert decode_ask(payload) == ask
 
 
 @pytest.mark.parametrize(
@@ -248,14 +278,14 @@ def test_a_tensor_that_is_none_is_refused(tensor: str) -> None:
 
 
 def test_a_tensor_may_have_eight_dimensions() -> None:
-    tensor = Tensor("int8", (1,) * 7 + (2,), b"\x01\x02")
-    assert decode_ask(encode_ask(Ask(1, 1, tensor))).tensor == tensor
+    ask = Ask(1, 1, Tensor("int8", (1,) * 7 + (2,), b"\x01\x02"))
+    assert decode_ask(encode_ask(ask)) == ask
 
 
 @pytest.mark.parametrize(("dtype", "elements"), [("uint8", 900_000), ("float32", 225_000)])
 def test_a_tensor_is_at_most_900_000_bytes(dtype: str, elements: int) -> None:
-    largest = Tensor(dtype, (elements,), bytes(900_000))
-    assert decode_ask(encode_ask(Ask(1, 1, largest))).tensor == largest
+    largest = Ask(1, 1, Tensor(dtype, (elements,), bytes(900_000)))
+    assert decode_ask(encode_ask(largest)) == largest
     larger = Tensor(dtype, (elements + 1,), bytes((elements + 1) * DTYPES[dtype]))
     with pytest.raises(DecodeError, match=r"^payload$"):
         decode_ask(encode_ask(Ask(1, 1, larger)))
@@ -278,7 +308,7 @@ def test_a_deadline_is_at_most_a_day() -> None:
     settle = bytes(8)
     day, more = (86_400_000).to_bytes(4, "big"), (86_400_001).to_bytes(4, "big")
     assert decode_query(b"\1\0\2" + day + settle + tensor).deadline_ms == DAY_MS
-    assert decode_ask(b"\1" + day + tensor).deadline_ms == DAY_MS
+    assert decode_ask(b"\1" + day + tensor) == Ask(1, DAY_MS, TENSOR)
     with pytest.raises(DecodeError, match=r"^payload$"):
         decode_query(b"\1\0\2" + more + settle + tensor)
     with pytest.raises(DecodeError, match=r"^payload$"):
@@ -290,9 +320,26 @@ def test_a_deadline_is_at_least_a_millisecond() -> None:
     assert decode_query(b"\1\0\2\0\0\0\1" + settle + tensor).deadline_ms == 1
     with pytest.raises(DecodeError, match=r"^payload$"):
         decode_query(b"\1\0\2\0\0\0\0" + settle + tensor)
-    assert decode_ask(b"\1\0\0\0\1" + tensor).deadline_ms == 1
+    assert decode_ask(b"\1\0\0\0\1" + tensor) == Ask(1, 1, TENSOR)
     with pytest.raises(DecodeError, match=r"^payload$"):
         decode_ask(b"\1\0\0\0\0" + tensor)
+
+
+def test_feedback_is_an_ask_of_no_task() -> None:
+    feedback = Feedback(0x01020304, 0x05060708, 0x0102)
+    assert encode_feedback(feedback) == bytes.fromhex("00 01020304 05060708 0102")
+    assert decode_ask(encode_feedback(feedback)) == feedback
+
+
+@given(u32, u32, st.integers(0, 65_535))
+def test_feedback_is_read_as_it_was_written(epoch: int, seq: int, label: int) -> None:
+    assert decode_ask(encode_feedback(Feedback(epoch, seq, label))) == Feedback(epoch, seq, label)
+
+
+@pytest.mark.parametrize("size", [1, 5, 10, 12, 20])
+def test_feedback_of_another_size_is_refused(size: int) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_ask(bytes(size))
 
 
 # Hello and welcome
@@ -300,11 +347,38 @@ def test_a_deadline_is_at_least_a_millisecond() -> None:
 
 def test_a_hello_is_these_bytes() -> None:
     payload = encode_hello(Hello(b"model-01", 7, b"task-dig"))
-    assert payload == b"model-01\x07task-dig"
-    assert decode_hello(payload) == Hello(b"model-01", 7, b"task-dig")
+    assert payload == b"model-01\x07task-dig" + bytes(5)
+    assert decode_hello(payload) == Hello(b"model-01", 7, b"task-dig", Trust.NOBODY, bytes(4))
 
 
-@pytest.mark.parametrize("size", [0, 16, 18])
+def test_a_hello_says_who_tells_how_familiar_a_query_is_and_names_what_is_registered() -> None:
+    for its in (
+        Hello(b"model-01", 7, b"task-dig", Trust.DEVICE),
+        Hello(b"model-01", 7, b"task-dig", Trust.GATE, b"gate"),
+    ):
+        assert encode_hello(its) == b"model-01\x07task-dig" + bytes([its.trust]) + its.gate
+        assert decode_hello(encode_hello(its)) == its
+
+
+@pytest.mark.parametrize("trust", ["03", "ff"])
+def test_a_hello_with_a_trust_that_is_none_is_refused(trust: str) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_hello(b"model-01\x07task-dig" + bytes.fromhex(trust) + bytes(4))
+
+
+@pytest.mark.parametrize("trust", [Trust.NOBODY, Trust.DEVICE])
+@pytest.mark.parametrize("at", range(4))
+def test_a_hello_that_registers_nothing_names_no_gate(trust: Trust, at: int) -> None:
+    name = bytes(at) + b"\x01" + bytes(3 - at)
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_hello(encode_hello(Hello(b"model-01", 7, b"task-dig", trust, name)))
+
+
+def test_trusts_have_the_numbers_of_the_wire() -> None:
+    assert {trust.name: trust.value for trust in Trust} == {"NOBODY": 0, "DEVICE": 1, "GATE": 2}
+
+
+@pytest.mark.parametrize("size", [0, 17, 21, 23])
 def test_a_hello_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(DecodeError, match=r"^payload$"):
         decode_hello(bytes(size))
@@ -324,6 +398,33 @@ def test_a_welcome_of_a_device_is_these_bytes() -> None:
     assert payload == bytes.fromhex("0f 01020304 0064 00000005 00000006") + b"k" * 32 + b"v" * 32
     assert len(payload) == 79
     assert decode_welcome(payload, is_device=True) == welcome
+
+
+def test_a_welcome_that_wants_the_gate_has_the_highest_bit_of_its_first_byte() -> None:
+    welcome = Welcome(
+        session=5,
+        boot=1,
+        rejoin_window_ms=2,
+        epoch=3,
+        floor=4,
+        epoch_key=b"k" * 32,
+        verify=b"v" * 32,
+        wants_gate=True,
+    )
+    payload = encode_welcome(welcome)
+    assert payload == b"\x85" + encode_welcome(replace(welcome, wants_gate=False))[1:]
+    assert decode_welcome(payload, is_device=True) == welcome
+
+
+@pytest.mark.parametrize("first", [0x10, 0x40, 0x90, 0xFF])
+def test_the_other_bits_of_that_byte_are_0(first: int) -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_welcome(bytes([first]).ljust(79, b"\0"), is_device=True)
+
+
+def test_nobody_wants_the_gate_of_a_client() -> None:
+    with pytest.raises(DecodeError, match=r"^payload$"):
+        decode_welcome(b"\x80".ljust(7, b"\0"), is_device=False)
 
 
 def test_a_welcome_of_a_client_has_no_epoch() -> None:
@@ -373,24 +474,40 @@ def test_an_accept_is_these_bytes() -> None:
 
 
 def test_an_accept_of_no_tasks_is_eight_bytes() -> None:
-    accept = Accept(index=65_535, version=0, task=0, tasks=())
+    accept = Accept(index=65_535, version=0, task=0, tasks=(), features=())
     assert encode_accept(accept, longest=8) == bytes.fromhex("ffff 00000000 00 00")
     assert decode_accept(encode_accept(accept, longest=8)) == accept
 
 
 def test_a_task_that_would_not_fit_is_left_out_and_a_smaller_one_behind_it_is_not() -> None:
-    small = len(ACCEPT_BYTES) - len(APPLES_BYTES)
-    for longest, tasks in (
-        (len(ACCEPT_BYTES), (APPLES, CELLS)),
-        (len(ACCEPT_BYTES) - 1, (APPLES,)),
-        (len(ACCEPT_BYTES) - len(CELLS_BYTES), (APPLES,)),
-        (len(ACCEPT_BYTES) - len(CELLS_BYTES) - 1, (CELLS,)),
-        (small, (CELLS,)),
-        (small - 1, ()),
+    swapped = replace(ACCEPT, tasks=(CELLS, APPLES), features=ACCEPT.features[::-1])
+    apples, cells, mapless = (APPLES, b""), (CELLS, ACCEPT.features[1]), (CELLS, b"")
+    whole, large, small = len(ACCEPT_BYTES), 8 + len(CELLS_BYTES) - MAP_BYTES, 8 + len(APPLES_BYTES)
+    for accept, longest, said in (
+        (ACCEPT, whole, (apples, cells)),
+        (ACCEPT, whole - 1, (apples, mapless)),
+        (ACCEPT, whole - MAP_BYTES, (apples, mapless)),
+        (ACCEPT, whole - MAP_BYTES - 1, (apples,)),
+        (ACCEPT, small, (apples,)),
+        (swapped, large, (mapless,)),
+        (swapped, large - 1, (apples,) if small < large else ()),
+        (replace(ACCEPT, tasks=(GREATER, APPLES), features=(b"", b"")), small, (apples,)),
     ):
-        payload = encode_accept(ACCEPT, longest=longest)
+        payload = encode_accept(accept, longest=longest)
         assert len(payload) <= longest
-        assert decode_accept(payload) == replace(ACCEPT, tasks=tasks)
+        tasks, maps = tuple(task for task, _ in said), tuple(its for _, its in said)
+        assert decode_accept(payload) == replace(ACCEPT, tasks=tasks, features=maps)
+
+
+def test_a_map_that_would_not_fit_is_left_out_and_a_smaller_one_behind_it_is_not() -> None:
+    small = replace(CELLS, name="small", number=8)
+    accept = Accept(index=1, version=1, task=0, tasks=(CELLS, small), features=(bytes(1000), b"map"))
+    assert decode_accept(encode_accept(accept, longest=200)) == replace(accept, features=(b"", b"map"))
+
+
+def test_every_task_has_a_map_or_says_that_it_has_none() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        encode_accept(replace(ACCEPT, features=(b"",)), longest=1000)
 
 
 @pytest.mark.parametrize("size", range(len(ACCEPT_BYTES)))
@@ -400,7 +517,9 @@ def test_an_accept_that_is_cut_off_is_refused(size: int) -> None:
 
 
 ONE = "0001 00000000 00 01"
-MADE = "0161 01 02 01 00000001 fff8 0000 0002 0161 0162"  # task "a": 1 uint8, labels a and b
+MADE = (
+    "0161 01 02 01 00000001 fff8 0000 0002 0161 0162 00 00000000"  # task "a": 1 uint8, labels a and b, no map
+)
 
 
 @pytest.mark.parametrize(
@@ -415,18 +534,21 @@ MADE = "0161 01 02 01 00000001 fff8 0000 0002 0161 0162"  # task "a": 1 uint8, l
         f"{ONE} 0161 00 {MADE[7:]}",  # no task 0
         f"{ONE} 0161 01 04 {MADE[10:]}",  # no such type
         f"{ONE} 0161 01 ff {MADE[10:]}",
-        f"{ONE} 0161 01 02 00 fff8 0000 0002 0161 0162",  # a scalar
-        f"{ONE} 0161 01 02 09 {'00000001' * 9} fff8 0000 0002 0161 0162",
-        f"{ONE} 0161 01 02 ff {'00000001' * 255} fff8 0000 0002 0161 0162",
-        f"{ONE} 0161 01 02 01 00000000 fff8 0000 0002 0161 0162",
-        f"{ONE} 0161 01 02 02 ffffffff ffffffff fff8 0000 0002 0161 0162",
-        f"{ONE} 0161 01 02 01 00000001 0000 0000 0002 0161 0162",  # a scale of nothing
-        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0000",
-        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0001 0161",
-        f"{ONE} 0161 01 02 01 00000001 fff8 0000 ffff 0161 0162",
-        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0002 0161 0161",  # one label twice
-        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0002 0161 00",
-        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0002 0161 01ff",  # no UTF-8
+        f"{ONE} 0161 01 02 00 fff8 0000 0002 0161 0162 00 00000000",  # a scalar
+        f"{ONE} 0161 01 02 09 {'00000001' * 9} fff8 0000 0002 0161 0162 00 00000000",
+        f"{ONE} 0161 01 02 ff {'00000001' * 255} fff8 0000 0002 0161 0162 00 00000000",
+        f"{ONE} 0161 01 02 01 00000000 fff8 0000 0002 0161 0162 00 00000000",
+        f"{ONE} 0161 01 02 02 ffffffff ffffffff fff8 0000 0002 0161 0162 00 00000000",
+        f"{ONE} 0161 01 02 01 00000001 0000 0000 0002 0161 0162 00 00000000",  # a scale of nothing
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0000 00 00000000",
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0001 0161 00 00000000",
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 ffff 0161 0162 00 00000000",
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0002 0161 0161 00 00000000",  # one label twice
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0002 0161 00 00 00000000",
+        f"{ONE} 0161 01 02 01 00000001 fff8 0000 0002 0161 01ff 00 00000000",  # no UTF-8
+        f"{ONE} {MADE[:-11]} 07 {'00' * 7} 00000000",  # no digest
+        f"{ONE} {MADE[:-11]} 08 {'00' * 8} 00000001",  # a map that is cut off
+        f"{ONE} {MADE[:-8]} 00000001 00",  # a map that the task does not name
     ],
 )
 def test_an_accept_that_is_none_is_refused(payload: str) -> None:
@@ -493,7 +615,8 @@ def test_an_outcome_is_read_in_steps_of_a_65535th() -> None:
     assert read.agreement == 0x8000 / 65535
     assert (read.status, read.label, read.strategy) == (Status.ANSWERED, 1, "linear")
     assert read.fates == (("pi-1", Fate.COUNTED), ("pi-2", Fate.MISSING))
-    assert (read.seq, read.elapsed_us, read.votes) == (3, 1000, ())
+    assert (read.reason, read.label_set) == ("unsure", (0, 1))
+    assert (read.epoch, read.seq, read.elapsed_us, read.votes) == (4, 3, 1000, ())
 
 
 @given(st.integers(0, 2**32 - 1), outcomes())
@@ -503,7 +626,7 @@ def test_an_outcome_is_read_as_it_was_written(counter: int, outcome: Outcome) ->
 
 def test_an_outcome_without_label_says_so() -> None:
     payload = encode_outcome(0, Outcome(status=Status.NO_QUORUM))
-    assert payload == bytes.fromhex("00000000 01 ffff 0000 00000000 00000000 0000 00")
+    assert payload == bytes.fromhex("00000000 01 ffff 0000 00000000 00000000 00000000 0000 0000 00 00")
     assert decode_outcome(payload) == (0, Outcome(status=Status.NO_QUORUM))
 
 
@@ -518,18 +641,19 @@ def test_a_probability_a_rounding_error_above_1_still_fits() -> None:
 
 
 HEAD = "00000007"
-TAIL = "8000 00000003 000003e8"
+TAIL = "8000 00000004 00000003 000003e8"
 
 
-# Fixed part to 19, probabilities to 23, strategy to 30, one fate and name to 36, the other to 42.
-@pytest.mark.parametrize("size", sorted(set(range(42)) - {30, 36}))
+# Fixed part to 25, probabilities to 29, the set to 33, strategy to 40, reason to 47, one fate and name to 53,
+# the other to 59.
+@pytest.mark.parametrize("size", sorted(set(range(59)) - {47, 53}))
 def test_an_outcome_that_is_cut_off_is_refused(size: int) -> None:
     with pytest.raises(DecodeError, match=r"^payload$"):
         decode_outcome(OUTCOME_BYTES[:size])
 
 
 def test_an_outcome_has_as_many_fates_as_follow() -> None:
-    fates = [decode_outcome(OUTCOME_BYTES[:size])[1].fates for size in (30, 36, 42)]
+    fates = [decode_outcome(OUTCOME_BYTES[:size])[1].fates for size in (47, 53, 59)]
     assert fates == [(), OUTCOME.fates[:1], OUTCOME.fates]
 
 
@@ -538,14 +662,19 @@ def test_an_outcome_has_as_many_fates_as_follow() -> None:
     [
         OUTCOME_BYTES.hex() + "00",  # a fate without a name
         OUTCOME_BYTES.hex() + "0001",
-        f"{HEAD} 07 0001 {TAIL} 0002 4000 bfff 00",  # no such status
-        f"{HEAD} 00 0002 {TAIL} 0002 4000 bfff 00",  # no such class
-        f"{HEAD} 00 fffe {TAIL} 0002 4000 bfff 00",
-        f"{HEAD} 00 0000 {TAIL} 0000 00",
-        f"{HEAD} 00 0001 {TAIL} 1001 {'0000' * 4097} 00",  # too many classes
-        f"{HEAD} 00 0001 {TAIL} ffff 00",
-        f"{HEAD} 00 0001 {TAIL} 0002 4000 bfff 01 e9",  # not ASCII
-        f"{HEAD} 00 0001 {TAIL} 0002 4000 bfff 00 07 01 61",  # no such fate
+        f"{HEAD} 07 0001 {TAIL} 0002 0000 4000 bfff 00 00",  # no such status
+        f"{HEAD} 00 0002 {TAIL} 0002 0000 4000 bfff 00 00",  # no such class
+        f"{HEAD} 00 fffe {TAIL} 0002 0000 4000 bfff 00 00",
+        f"{HEAD} 00 0000 {TAIL} 0000 0000 00 00",
+        f"{HEAD} 00 0001 {TAIL} 1001 0000 {'0000' * 4097} 00 00",  # too many classes
+        f"{HEAD} 00 0001 {TAIL} ffff 0000 00 00",
+        f"{HEAD} 00 0001 {TAIL} 0002 ffff 4000 bfff 00 00",
+        f"{HEAD} 00 0001 {TAIL} 0002 0001 4000 bfff 0002 00 00",  # a set with a class that there is not
+        f"{HEAD} 00 0001 {TAIL} 0002 0002 4000 bfff 0001 0000 00 00",  # out of order
+        f"{HEAD} 00 0001 {TAIL} 0002 0002 4000 bfff 0001 0001 00 00",  # twice
+        f"{HEAD} 00 0001 {TAIL} 0002 0000 4000 bfff 01 e9 00",  # not ASCII
+        f"{HEAD} 00 0001 {TAIL} 0002 0000 4000 bfff 00 01 e9",
+        f"{HEAD} 00 0001 {TAIL} 0002 0000 4000 bfff 00 00 07 01 61",  # no such fate
     ],
 )
 def test_an_outcome_that_is_none_is_refused(payload: str) -> None:
@@ -554,7 +683,7 @@ def test_an_outcome_that_is_none_is_refused(payload: str) -> None:
 
 
 def test_an_outcome_may_have_4096_classes() -> None:
-    payload = bytes.fromhex(f"{HEAD} 00 0fff {TAIL} 1000 {'0000' * 4096} 00")
+    payload = bytes.fromhex(f"{HEAD} 00 0fff {TAIL} 1000 0000 {'0000' * 4096} 00 00")
     assert decode_outcome(payload)[1].label == 4095
 
 
@@ -564,7 +693,8 @@ Decoder = Callable[[bytes], object]
 DECODERS: dict[str, tuple[Decoder, bytes]] = {
     "query": (decode_query, QUERY_BYTES),
     "ask": (decode_ask, encode_ask(Ask(1, 2000, TENSOR))),
-    "hello": (decode_hello, bytes(17)),
+    "hello": (decode_hello, bytes(22)),
+    "feedback": (decode_ask, encode_feedback(Feedback(4, 3, 2))),
     "ready": (decode_ready, bytes(6)),
     "rekey": (decode_rekey, encode_rekey(REKEY)),
     "accept": (decode_accept, ACCEPT_BYTES),
@@ -595,7 +725,7 @@ def test_a_mutated_payload_is_read_or_refused_and_nothing_else(name: str, data: 
             decode(payload)
 
 
-@given(st.binary(max_size=60).map(lambda rest: OUTCOME_BYTES[:19] + rest))
+@given(st.binary(max_size=60).map(lambda rest: OUTCOME_BYTES[:25] + rest))
 def test_an_outcome_that_is_read_is_what_is_written(payload: bytes) -> None:
     try:
         counter, outcome = decode_outcome(payload)
