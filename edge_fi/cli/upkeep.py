@@ -20,7 +20,9 @@ from edge_fi.errors import ConfigError
 CONFIGURATION, STATE = "gateway.toml", "state.db"
 LARGEST_BYTES = 1_000_000_000  # of a backup's file; a state of 65,535 members has some tens of MB
 KEY, AUTHORITY = "gateway.key", ("broker/ca.pem", "broker/ca.key")
-_TAKEN_ALONG = (KEY, CONFIGURATION, "tasks/*.toml", *AUTHORITY)
+# A task, its feature map, and canaries where they are kept beside it.
+SUFFIXES = (".toml", ".features", ".npz")
+_TAKEN_ALONG = (KEY, CONFIGURATION, *(f"tasks/*{suffix}" for suffix in SUFFIXES), *AUTHORITY)
 """What a backup holds beside the state."""
 
 
@@ -134,6 +136,8 @@ def _refuse_unusual_places(path: Path, settings: config.GatewayConfig) -> None:
     places = [("this file", path.name, CONFIGURATION), ("key", settings.key, KEY)]
     places += [("state", settings.state, STATE)]
     places += [("a task", task, "tasks/....toml") for task in settings.tasks if not _is_ours(task)]
+    named = [its.file for its in settings.canaries.values()]
+    places += [("a canary file", file, "tasks/....npz") for file in named if not _is_ours(file)]
     if (path.parent / settings.broker_files).exists():
         places.append(("broker_files", settings.broker_files, "broker"))
     for what, place, usual in places:
@@ -174,7 +178,7 @@ def _is_ours(name: str) -> bool:
     """Whether `backup` writes such a name: an archive of somebody else's could name any file."""
     folder, _, file = name.rpartition("/")
     return name in (STATE, KEY, CONFIGURATION, *AUTHORITY) or (
-        folder == "tasks" and file.endswith(".toml") and file.isprintable()
+        folder == "tasks" and file.endswith(SUFFIXES) and file.isprintable()
     )
 
 

@@ -15,7 +15,15 @@ from edge_fi.adapters.state import State
 from edge_fi.adapters.state_hold import Hold
 from edge_fi.errors import AlreadyRunningError, ConfigError, StateError
 
-KEPT = ["broker/ca.key", "broker/ca.pem", "gateway.key", "gateway.toml", "state.db", "tasks/digits.toml"]
+KEPT = [
+    "broker/ca.key",
+    "broker/ca.pem",
+    "gateway.key",
+    "gateway.toml",
+    "state.db",
+    "tasks/digits.features",
+    "tasks/digits.toml",
+]
 
 
 @pytest.fixture
