@@ -357,3 +357,7 @@ def test_parts_that_do_not_fit_are_refused(made: FeatureMap, changes: dict[str, 
 def test_what_makes_no_map_is_named(queries: Array, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         features.fit(queries, **options)
+
+
+def test_where_all_rows_are_copies_there_is_one_dimension() -> None:
+    assert features.intrinsic_dimension(np.ones((40, 3))) == 1.0

@@ -424,3 +424,8 @@ def test_gates_asked_together_say_what_each_says(shared: FeatureMap, here: Gate,
 def test_one_gate_alone_can_be_asked_so(shared: FeatureMap, here: Gate) -> None:
     row = shared.rows(HERE[None])[0]
     np.testing.assert_allclose(Gates([here], shared).weigh(row), [here.weigh(row, shared)])
+
+
+def test_the_map_of_a_gate_is_told_before_it_is_decoded(shared: FeatureMap, here: Gate) -> None:
+    assert gate.map_of(here.encode(shared)) == shared.digest
+    assert gate.map_of(b"no gate") == b""

@@ -494,3 +494,12 @@ def test_a_jury_of_damaged_bytes_still_works(damage: list[tuple[int, int]]) -> N
     for _ in range(10):
         jury.note(MEMBERS, votes, claims)
     jury.suspects()
+
+
+def test_of_many_members_those_that_say_the_same_are_looked_at_as_vouchers() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 5, 200)
+    labels = np.where(rng.random((200, 20)) < 0.7, truth[:, None], rng.integers(0, 5, (200, 20)))
+    labels[:, :2] = (truth[:, None] + 1) % 5  # a pair that vouch for each other
+    found = agreement(labels, np.ones((200, 20)), np.ones(20, dtype=bool))
+    assert found.score[:2].max() < 0 < found.score[2:].min()
