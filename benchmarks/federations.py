@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ import datasets
 import members
 import numpy as np
 import votes
+from attacks import attacks
 from contribution import contribution
 from disclosure import membership_auc
 from machine import describe
 from members import Case
 from votes import Federation
 
+from edge_fi.demo.measure import calibrated
 from edge_fi.messages import Array, Form
 from edge_fi.voting import scores
 from edge_fi.voting.calibration import Calibrator
-from edge_fi.voting.strategy import DEFAULT, STRATEGIES, Ballots, Strategy, first_choices
+from edge_fi.voting.strategy import DEFAULT, STRATEGIES, Ballots, first_choices
 from edge_fi.wire import votes as codes
 
 SCALE = (-16, 6)  # of a task with a feature map: what 5 bits of a private gate's claim stand for
@@ -41,21 +43,11 @@ PARTS = ("strategies", "calibration", "codes", "membership", "contribution", "li
 Row = dict[str, Any]
 
 
-def calibrated(strategy: Strategy, pooled: Array, ballots: Iterator[Ballots]) -> Array:
-    """As the gateway's panel says it, one query after the other."""
-    calibrator, said = Calibrator(), []
-    for one, its in zip(pooled, ballots, strict=True):
-        calibrator.observe(one, strategy(first_choices(its)))
-        said.append(calibrator.apply(one))
-    return np.stack(said)
-
-
 def strategies(federation: Federation) -> dict[str, dict[str, float]]:
     """Of each strategy, and of the best and the average member alone."""
     truth, result = federation.truth, {}
     for name, strategy in STRATEGIES.items():
-        raw = votes.pooled(strategy, federation.ballots())
-        said = calibrated(strategy, raw, federation.ballots())
+        raw, said = calibrated(strategy, federation.ballots())
         result[name] = {
             "accuracy": scores.accuracy(raw, truth),
             "nll": scores.nll(said, truth),
@@ -140,8 +132,6 @@ def study(case: Case, folder: Path, parts: list[str]) -> Row:
     if "contribution" in parts:
         result["contribution"] = contribution(federation)
     if "liars" in parts:
-        from attacks import attacks
-
         result["liars"] = attacks(federation, case.seed)
     return result
 

@@ -1,6 +1,6 @@
 """A study's federation as its gateway meets it: a feature map, gates, and every round's ballots."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,3 @@ def federation(trained: Trained) -> Federation:
 def pooled(strategy: Strategy, ballots: Iterator[Ballots]) -> Array:
     """(queries, classes): what a strategy makes of each round."""
     return np.stack([strategy(its) for its in ballots])
-
-
-Progress = Callable[[str], None]

@@ -75,12 +75,8 @@ class OnnxModel:
                 f"cannot read model {os.path.normpath(path)}: {error.strerror}; check 'path' in [model]"
             ) from None
         path = Path(os.path.normpath(path))  # as messages show it
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = _session(content)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise ModelError(
                 f"{path} is not a model that ONNX Runtime loads: {_reason(error)}; check 'path' in [model]"
@@ -156,12 +152,8 @@ class OnnxModel:
 
 def embedding(content: bytes, name: str) -> Callable[[Array], Array]:
     """Runs a feature map's network: (n, *shape) into (n, d). name: of it, in errors. Raises ModelError."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = _session(content)
         (its_input,) = session.get_inputs()
         (its_output, *_) = session.get_outputs()
         element = np.dtype(_TYPES[its_input.type])
@@ -191,6 +183,15 @@ def load_embedding(path: Path) -> tuple[bytes, Callable[[Array], Array]]:
     except OSError as error:
         raise ModelError(f"cannot read {os.path.normpath(path)}: {error.strerror}; check --network") from None
     return content, embedding(content, os.path.normpath(path))
+
+
+def _session(content: bytes) -> onnxruntime.InferenceSession:
+    """One thread, and no word on stderr: what is wrong is an exception, and told by whoever called."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """What the demo measures: a gateway that counts bytes, and the figures of a run."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from edge_fi.messages import Array, Fate, Outcome
 from edge_fi.pump import Notice
 from edge_fi.voting import scores
 from edge_fi.voting.calibration import Calibrator
-from edge_fi.voting.strategy import DEFAULT, STRATEGIES, Ballots, Strategy, first_choices, stack
+from edge_fi.voting.strategy import DEFAULT, STRATEGIES, Ballots, Strategy, certainty, first_choices, stack
 from edge_fi.wire.frames import Type
 
 MISLED = ("entropy", "linear")
@@ -102,7 +102,7 @@ class Figures:
         truth = self.truth[numbers]
         told = {}
         for name, strategy in STRATEGIES.items():
-            said = _calibrated(strategy, [stack(self.outcomes[number].votes) for number in numbers])
+            _, said = calibrated(strategy, [stack(self.outcomes[number].votes) for number in numbers])
             told[name] = Score(scores.accuracy(said, truth), scores.nll(said, truth), scores.ece(said, truth))
         return dict(sorted(told.items(), key=lambda item: (item[0] != DEFAULT, -item[1].accuracy)))
 
@@ -137,22 +137,22 @@ class Figures:
 
 def weights(name: str, ballots: Ballots) -> Array:
     """(n,): each vote's share of the weight in a linear pool: by familiarity, entropy or linear."""
-    n, classes = ballots.probabilities.shape
     if name == "entropy":
-        safe = np.where(ballots.probabilities > 0, ballots.probabilities, 1.0)
-        given = 1 + (safe * np.log(safe)).sum(axis=1) / np.log(classes)
+        given = certainty(ballots.probabilities)
         return np.asarray(given / given.sum())
     # Of voters that each vote for themselves, the pool is the weights.
-    return STRATEGIES[name](ballots._replace(probabilities=np.eye(n)))
+    return STRATEGIES[name](ballots._replace(probabilities=np.eye(len(ballots.probabilities))))
 
 
-def _calibrated(strategy: Strategy, rounds: list[Ballots]) -> Array:
-    calibrator, said = Calibrator(), []
+def calibrated(strategy: Strategy, rounds: Iterable[Ballots]) -> tuple[Array, Array]:
+    """(n, classes) twice: as the strategy pools each round, and as the panel then says it, without labels."""
+    calibrator, raw, said = Calibrator(), [], []
     for ballots in rounds:
         pooled = strategy(ballots)
         calibrator.observe(pooled, strategy(first_choices(ballots)))
+        raw.append(pooled)
         said.append(calibrator.apply(pooled))
-    return np.stack(said)
+    return np.stack(raw), np.stack(said)
 
 
 def _quantile(values: Sequence[float], percent: float) -> float:

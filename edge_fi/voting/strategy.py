@@ -57,10 +57,7 @@ def entropy(ballots: Ballots) -> Array:
 
     Misled under label skew: who knows one class is certain of everything.
     """
-    _, classes = ballots.probabilities.shape
-    certainty = 1 - _entropies(ballots.probabilities) / np.log(classes)
-    # All votes uniform: every weight is 0, and no vote is better than another.
-    return pool.linear(ballots.probabilities, np.maximum(certainty, 1e-9))
+    return pool.linear(ballots.probabilities, certainty(ballots.probabilities))
 
 
 def consensus(ballots: Ballots) -> Array:
@@ -182,6 +179,13 @@ def stack(votes: Sequence[Vote]) -> Ballots:
 def aggregate(votes: Sequence[Vote], strategy: Strategy) -> Array:
     """Apply a strategy to votes, (n_classes,). Independent of the order in which they came."""
     return strategy(stack(sorted(votes, key=lambda vote: vote.device)))
+
+
+def certainty(probabilities: Array) -> Array:
+    """(n, C) into (n,): what `entropy` weighs votes by, above 0."""
+    _, classes = probabilities.shape
+    # All votes uniform: every weight would be 0, and no vote is better than another.
+    return np.asarray(np.maximum(1 - _entropies(probabilities) / np.log(classes), 1e-9))
 
 
 def _entropies(probabilities: Array) -> Array:

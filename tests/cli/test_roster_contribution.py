@@ -1,44 +1,33 @@
 """`edge-fi roster contribution`, who is expelled, and what gateway.toml says of canaries."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from parties import main_here
 from stated import join
 
 from edge_fi import config
 from edge_fi.adapters import keyfile
 from edge_fi.adapters.state import State
-from edge_fi.cli.main import main
 from edge_fi.cli.run import load_canaries
 from edge_fi.errors import ConfigError
 from edge_fi.voting.contribution import Contribution
-
-Run = Callable[..., tuple[int, str, str]]
 
 DIGITS = Path(__file__).parents[2] / "configs" / "tasks" / "digits.toml"
 WORTH = Contribution(value=3.25, error=0.5, agreement=12.3, share=0.9)
 FREE_RIDER = Contribution(value=0.0, error=0.1, agreement=0.2, share=0.1)
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["edge-fi", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    ended = main_here(*arguments)
+    return ended.code, ended.out, ended.err
 
 
 @pytest.fixture
-def path(run: Run, tmp_path: Path) -> Path:
+def path(tmp_path: Path) -> Path:
     """The configuration of a gateway with two devices, about which nothing is known yet."""
     assert run("gateway", "new", "--federation", "acme", "--task", DIGITS, "--out", tmp_path / "acme")[0] == 0
     with opened(tmp_path / "acme") as state:
@@ -54,13 +43,13 @@ def opened(folder: Path) -> State:
     return State.open(folder / "state.db", identity.federation, identity.static.public)
 
 
-def test_nothing_is_known_at_first(run: Run, path: Path) -> None:
+def test_nothing_is_known_at_first(path: Path) -> None:
     code, out, _ = run("roster", "contribution", "--config", path)
     assert (code, out) == (0, "nothing is known yet: it takes 40 rounds\n")
     assert "expelled" not in run("roster", "list", "--config", path)[1]
 
 
-def test_members_are_told_with_their_worth_best_first_and_a_warning(run: Run, path: Path) -> None:
+def test_members_are_told_with_their_worth_best_first_and_a_warning(path: Path) -> None:
     with opened(path.parent) as state:
         state.panels.keep_worths(1, 99, {1: WORTH})
         state.panels.keep_worths(1, 120, {1: FREE_RIDER, 2: WORTH, 3: WORTH})
@@ -80,7 +69,7 @@ def test_members_are_told_with_their_worth_best_first_and_a_warning(run: Run, pa
     assert code == 3 and "there is no task letters: digits" in err
 
 
-def test_who_is_expelled_is_said(run: Run, path: Path) -> None:
+def test_who_is_expelled_is_said(path: Path) -> None:
     with opened(path.parent) as state:
         state.panels.keep(1, b"snapshot", frozenset({2}))
         state.panels.keep(77, b"snapshot", frozenset({2}))
